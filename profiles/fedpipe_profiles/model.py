@@ -1,0 +1,74 @@
+"""The shape of a model, as far as planning and aggregation need it: no tensor, no library.
+
+The agents read it from the real modules on the meta device, so it holds for any architecture that transformers loads.
+"""
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from fedpipe_profiles.values import Value
+
+
+class WeightShape(Value):
+    """One linear layer's matrix, `(d_out, d_in)`; `name` is the module's dotted path in the plain model."""
+
+    name: str = Field(max_length=300)
+    d_out: PositiveInt
+    d_in: PositiveInt
+    transposed: bool = Field(default=False, description="stored as (d_in, d_out), as GPT-2's Conv1D does")
+
+    @property
+    def parameters(self) -> int:
+        """Number of entries of the matrix."""
+        return self.d_out * self.d_in
+
+
+class ParameterShape(Value):
+    """A parameter trained whole, such as a classification head's weight or bias."""
+
+    name: str = Field(max_length=300)
+    shape: tuple[PositiveInt, ...] = Field(max_length=4)
+
+    @property
+    def parameters(self) -> int:
+        """Number of entries."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+class ModelShape(Value):
+    """What a base model is made of."""
+
+    model_type: str = Field(max_length=100)
+    layers: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    heads: PositiveInt
+    vocabulary_size: PositiveInt
+    weights: tuple[WeightShape, ...] = Field(min_length=1, description="the candidates for adapters, quantizable")
+    other_parameters: NonNegativeInt = Field(description="embeddings, norms, biases, output head: never quantized")
+    head: tuple[ParameterShape, ...] = Field(default=(), description="new parameters that are trained and averaged whole")
+    fused_attention: bool = Field(default=True, description="attention scores are never stored (SDPA, flash)")
+    fingerprint: str = Field(max_length=64, description="sha256 over the base model's tensors: all silos must agree")
+
+    @property
+    def weight_parameters(self) -> int:
+        """Entries of all candidate matrices."""
+        return sum(weight.parameters for weight in self.weights)
+
+    @property
+    def head_parameters(self) -> int:
+        """Entries of the parameters trained whole."""
+        return sum(parameter.parameters for parameter in self.head)
+
+    def weight(self, name: str) -> WeightShape:
+        """The weight of that name.
+
+        Raises:
+            KeyError: if the model has no such weight.
+        """
+        for weight in self.weights:
+            if weight.name == name:
+                return weight
+        raise KeyError(name)

@@ -1,0 +1,347 @@
+"""The messages: each a frozen typed value with a `type` that names it, JSON on the wire.
+
+Owns their form and their encoding. What a message means is decided by the state machines that receive it.
+The envelope (schema version, message id, sender's counter) travels in MQTT 5 user properties, so that the payload stays
+plain JSON that a person can read with `mosquitto_sub`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from fedpipe_profiles.contribution import Contribution
+from fedpipe_profiles.device import DeviceProfile
+from fedpipe_profiles.model import ModelShape
+from fedpipe_profiles.plan import NoPlan, Plan, StepMeasurement
+from fedpipe_profiles.values import Value
+
+SCHEMA_VERSION = 1
+MAX_MESSAGE_BYTES = 1_000_000
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RunId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
+Text = Annotated[str, Field(max_length=4000)]
+
+
+class MessageError(ValueError):
+    """A message that cannot be accepted: too large, of another schema, not JSON, or of the wrong form."""
+
+
+class BlobRef(Value):
+    """Names a blob by its content."""
+
+    sha256: Sha256
+    size: PositiveInt
+    chunk_bytes: PositiveInt
+
+
+class JobTerms(Value):
+    """What every agent must know of a job to work for it."""
+
+    name: str = Field(max_length=128)
+    model: str = Field(max_length=1000, description="hub id or folder; an agent may map it to its own copy")
+    task: Literal["causal-lm", "sequence-classification"]
+    dataset: str = Field(max_length=128)
+    seed: NonNegativeInt
+    sequence_length: PositiveInt
+    evaluation_examples: PositiveInt
+    max_rank: PositiveInt
+    batch_sizes: tuple[PositiveInt, ...] = Field(min_length=1)
+
+
+class Metrics(Value):
+    """Means over one agent's held-out part."""
+
+    loss: float = Field(description="nats per target token (causal-lm) or per example (classification)")
+    accuracy: NonNegativeFloat | None = None
+    examples: PositiveInt
+
+
+# --- agent to coordinator ---------------------------------------------------------------------------------------
+
+
+class Presence(Value):
+    """Retained, and the last will: is this agent there?"""
+
+    type: Literal["presence"] = "presence"
+    state: Literal["online", "offline"]
+    session: str = Field(max_length=64, description="differs at every start of the agent")
+
+
+class Profile(Value):
+    """Retained: the device as last measured."""
+
+    type: Literal["profile"] = "profile"
+    profile: DeviceProfile
+
+
+class Survey(Value):
+    """What the agent holds for a run: the base model's shape, labels and counts; no example."""
+
+    type: Literal["survey"] = "survey"
+    run: RunId
+    shape: ModelShape
+    labels: tuple[Annotated[str, Field(max_length=200)], ...] = Field(default=(), max_length=10_000)
+    train_examples: PositiveInt
+    held_out_examples: PositiveInt
+    mean_tokens: NonNegativeFloat = Field(description="padded tokens per example at the job's sequence length, mean")
+
+
+class Scored(Value):
+    """Contribution of every candidate weight, and the steps measured on the way."""
+
+    type: Literal["scored"] = "scored"
+    run: RunId
+    contribution: Contribution
+    measurements: tuple[StepMeasurement, ...] = Field(min_length=1, max_length=64)
+
+
+class Progress(Value):
+    """Where an agent is within a round. May be lost without harm."""
+
+    type: Literal["progress"] = "progress"
+    run: RunId
+    round: NonNegativeInt
+    stage: Literal["loading", "scoring", "evaluating", "training", "uploading"]
+    done: NonNegativeInt = 0
+    of: NonNegativeInt = 0
+    loss: float | None = None
+
+
+class Evaluated(Value):
+    """Held-out metrics of the global adapter that `round` began with; `round` counts from 1, the final one is last + 1."""
+
+    type: Literal["evaluated"] = "evaluated"
+    run: RunId
+    round: PositiveInt
+    metrics: Metrics
+
+
+class Trained(Value):
+    """A finished round of one agent; its update is the blob."""
+
+    type: Literal["trained"] = "trained"
+    run: RunId
+    round: PositiveInt
+    update: BlobRef
+    examples: PositiveInt
+    steps: PositiveInt
+    train_loss: float
+    measurement: StepMeasurement
+    download_s: NonNegativeFloat
+    compute_s: NonNegativeFloat
+    actions: tuple[Text, ...] = Field(default=(), description="what the trainer changed, such as a halved batch")
+
+
+class Refused(Value):
+    """The agent will not do a task, and says why."""
+
+    type: Literal["refused"] = "refused"
+    run: RunId
+    round: NonNegativeInt
+    reason: Text
+
+
+class Failed(Value):
+    """The agent tried and failed. `kind` decides what the coordinator does; `message` is for people."""
+
+    type: Literal["failed"] = "failed"
+    run: RunId
+    round: NonNegativeInt
+    kind: Literal["out-of-memory", "time", "data", "model", "transfer", "internal"]
+    message: Text
+    peak_bytes: NonNegativeInt = 0
+
+
+class BlobMissing(Value):
+    """Asks for the chunks of a broadcast blob whose bit is set (base64; bit i of byte i // 8, lowest first)."""
+
+    type: Literal["blob-missing"] = "blob-missing"
+    sha256: Sha256
+    bitmap: str = Field(max_length=200_000)
+
+
+AgentMessage = (
+    Presence | Profile | Survey | Scored | Progress | Evaluated | Trained | Refused | Failed | BlobMissing
+)
+
+
+# --- coordinator to agent ---------------------------------------------------------------------------------------
+
+
+class SurveyTask(Value):
+    """Look at model and data, train nothing."""
+
+    type: Literal["survey-task"] = "survey-task"
+    run: RunId
+    terms: JobTerms
+
+
+class ScoreTask(Value):
+    """Score every candidate weight on a few private batches."""
+
+    type: Literal["score-task"] = "score-task"
+    run: RunId
+    terms: JobTerms
+    labels: tuple[str, ...] = Field(default=(), max_length=10_000)
+    batches: PositiveInt
+    deadline_s: float
+
+
+class TrainTask(Value):
+    """Evaluate the global adapter, train the plan's components, send the update."""
+
+    type: Literal["train-task"] = "train-task"
+    run: RunId
+    round: PositiveInt
+    terms: JobTerms
+    labels: tuple[str, ...] = Field(default=(), max_length=10_000)
+    adapter: BlobRef
+    plan: Plan
+
+
+class EvaluateTask(Value):
+    """Evaluate the global adapter on the held-out part, at the bits last planned."""
+
+    type: Literal["evaluate-task"] = "evaluate-task"
+    run: RunId
+    round: PositiveInt
+    terms: JobTerms
+    labels: tuple[str, ...] = Field(default=(), max_length=10_000)
+    adapter: BlobRef
+    plan: Plan
+
+
+class IdleTask(Value):
+    """Nothing to do for this agent in this round: it can carry no plan."""
+
+    type: Literal["idle-task"] = "idle-task"
+    run: RunId
+    round: PositiveInt
+    no_plan: NoPlan
+
+
+class EndTask(Value):
+    """The run is over for this agent: let the trainer go."""
+
+    type: Literal["end-task"] = "end-task"
+    run: RunId
+    reason: Text
+
+
+class BlobRequest(Value):
+    """Asks an agent for the chunks of its blob whose bit is set (base64, as in `BlobMissing`)."""
+
+    type: Literal["blob-request"] = "blob-request"
+    sha256: Sha256
+    bitmap: str = Field(max_length=200_000)
+
+
+class Ack(Value):
+    """The coordinator has taken the agent's update, durably; or will never take it, and says why."""
+
+    type: Literal["ack"] = "ack"
+    run: RunId
+    round: PositiveInt
+    sha256: Sha256
+    accepted: bool
+    reason: Text = ""
+
+
+class RunState(Value):
+    """Broadcast, retained: which runs are open and at which round."""
+
+    type: Literal["run-state"] = "run-state"
+    run: RunId
+    state: Text
+    round: NonNegativeInt
+    adapter: BlobRef | None = None
+
+
+CoordinatorMessage = SurveyTask | ScoreTask | TrainTask | EvaluateTask | IdleTask | EndTask | BlobRequest | Ack | RunState
+Message = AgentMessage | CoordinatorMessage
+Task = SurveyTask | ScoreTask | TrainTask | EvaluateTask | IdleTask | EndTask
+
+_FROM_AGENT: TypeAdapter[AgentMessage] = TypeAdapter(Annotated[AgentMessage, Field(discriminator="type")])
+_FROM_COORDINATOR: TypeAdapter[CoordinatorMessage] = TypeAdapter(
+    Annotated[CoordinatorMessage, Field(discriminator="type")]
+)
+
+AGENT_CHANNELS: Mapping[type[Value], str] = {
+    Presence: "presence",
+    Profile: "profile",
+    Survey: "report",
+    Scored: "contribution",
+    Progress: "report",
+    Evaluated: "report",
+    Trained: "report",
+    Refused: "report",
+    Failed: "report",
+    BlobMissing: "report",
+}
+COORDINATOR_CHANNELS: Mapping[type[Value], str] = {
+    SurveyTask: "task",
+    ScoreTask: "task",
+    TrainTask: "task",
+    EvaluateTask: "task",
+    IdleTask: "task",
+    EndTask: "task",
+    BlobRequest: "blob",
+    Ack: "ack",
+    RunState: "run",
+}
+
+
+def encode(message: Message) -> bytes:
+    """JSON bytes of a message."""
+    return message.model_dump_json(exclude_none=True).encode()
+
+
+def decode_from_agent(channel: str, payload: bytes, schema: int) -> AgentMessage:
+    """Read a message that an agent wrote on `channel`.
+
+    Raises:
+        MessageError: if it is too large, of another schema version, malformed, or on a channel that it does not belong to.
+    """
+    _check(payload, schema)
+    try:
+        message = _FROM_AGENT.validate_json(payload)
+    except ValidationError as error:
+        raise MessageError(_first_problem(error)) from None
+    _check_channel(AGENT_CHANNELS[type(message)], channel, message.type)
+    return message
+
+
+def decode_from_coordinator(channel: str, payload: bytes, schema: int) -> CoordinatorMessage:
+    """Read a message that the coordinator wrote on `channel`.
+
+    Raises:
+        MessageError: as `decode_from_agent`.
+    """
+    _check(payload, schema)
+    try:
+        message = _FROM_COORDINATOR.validate_json(payload)
+    except ValidationError as error:
+        raise MessageError(_first_problem(error)) from None
+    _check_channel(COORDINATOR_CHANNELS[type(message)], channel, message.type)
+    return message
+
+
+def _check(payload: bytes, schema: int) -> None:
+    if schema != SCHEMA_VERSION:
+        raise MessageError(f"message of schema {schema}, this version reads schema {SCHEMA_VERSION}: upgrade the older side")
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"message of {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are read")
+
+
+def _check_channel(expected: str, channel: str, kind: str) -> None:
+    if expected != channel:
+        raise MessageError(f"{kind} came on channel {channel!r}, it belongs on {expected!r}")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "message"
+    return f"malformed message: {place}: {problem['msg']} ({error.error_count()} problems)"
+
+

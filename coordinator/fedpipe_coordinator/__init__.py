@@ -1,0 +1,1 @@
+"""The federation's side: planning, rounds, aggregation, store and command line."""

@@ -1,0 +1,1 @@
+"""How a silo's files become examples: reading tables, finding fields, holding a part out."""

@@ -20,6 +20,9 @@ class StepMeasurement(Value):
     bits: Bits
     batch_size: PositiveInt
     sequence_length: PositiveInt = Field(description="padded tokens per example, mean over the steps")
+    longest_sequence: PositiveInt | None = Field(
+        default=None, description="padded tokens per example of the longest batch, where the peak was reached"
+    )
     gradient_checkpointing: bool
     trainable_parameters: NonNegativeInt
     side_parameters: NonNegativeInt = Field(description="frozen adapter parameters on the side path")

@@ -49,7 +49,14 @@ class Delivered:
     handle: int
 
 
-Event = Connected | Disconnected | Received | Delivered
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """Put into the queue by the owner's own helpers (a worker thread, a control socket) to wake it up."""
+
+    item: object
+
+
+Event = Connected | Disconnected | Received | Delivered | Posted
 
 
 @dataclass(frozen=True, slots=True)

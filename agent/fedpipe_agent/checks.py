@@ -1,0 +1,76 @@
+"""What the owner's settings allow: the checks of a task before any work is done for it.
+
+Pure: the settings and the measured profile come in, a reason to refuse comes out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fedpipe_agent.trainer_protocol import OpenRequest
+from fedpipe_data.source import DatasetSource
+from fedpipe_profiles.device import MIB, DeviceProfile
+from fedpipe_profiles.plan import Plan
+from fedpipe_wire.messages import EvaluateTask, ScoreTask, SurveyTask, TrainTask
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What stays the same while the agent runs, but for the profile, which is measured anew."""
+
+    profile: DeviceProfile
+    datasets: Mapping[str, DatasetSource]
+    state: Path
+    models: Mapping[str, str] = field(default_factory=dict)
+    within_hours: bool = True
+
+
+def refusal(setup: Setup, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask) -> str | None:
+    """Why this agent will not do a task, or None if it will."""
+    if not setup.within_hours:
+        return "outside of the hours that [limits] hours allows on this machine"
+    if task.terms.dataset not in setup.datasets:
+        known = ", ".join(sorted(setup.datasets)) or "none"
+        return f"no dataset {task.terms.dataset!r} here (agent.toml maps: {known}): add [datasets.{task.terms.dataset}]"
+    if isinstance(task, TrainTask | EvaluateTask):
+        return _plan_refusal(setup, task.plan)
+    return None
+
+
+def _plan_refusal(setup: Setup, plan: Plan) -> str | None:
+    profile = setup.profile
+    if plan.agent != profile.agent:
+        return f"the plan is for agent {plan.agent!r}, this is {profile.agent!r}"
+    if plan.bits not in profile.supported_bits:
+        return f"the plan asks for {plan.bits} bits, this device supports {list(profile.supported_bits)}"
+    limit = profile.memory_limit_bytes()
+    if plan.predicted.peak_bytes > limit:
+        return f"the plan expects {plan.predicted.peak_bytes / MIB:.0f} MiB, this device lends {limit / MIB:.0f} MiB"
+    outside = [name for name, chosen in plan.components.items() if any(c >= plan.global_rank for c in chosen)]
+    if outside:
+        return f"the plan trains components beyond the global rank {plan.global_rank} in {outside[0]}"
+    return None
+
+
+def open_request(setup: Setup, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask) -> OpenRequest:
+    """What the trainer must know before its first request of a run."""
+    profile = setup.profile
+    device: Literal["cpu", "cuda"] = "cpu" if profile.accelerator is None else "cuda"
+    return OpenRequest(
+        run=task.run,
+        terms=task.terms,
+        model=setup.models.get(task.terms.model, task.terms.model),
+        dataset=setup.datasets[task.terms.dataset],
+        device=device,
+        supported_bits=profile.supported_bits,
+        memory_limit_bytes=profile.memory_limit_bytes(),
+        threads=profile.threads(),
+    )
+
+
+def upload_s(setup: Setup, plan: Plan) -> float:
+    """Seconds to keep for sending the update: by the measured or limited uplink, with a quarter to spare."""
+    link = setup.profile.link
+    bps = setup.profile.limits.uplink_bps or (link.uplink_bps if link is not None else None)
+    return 1.0 if bps is None else 0.5 + 1.25 * plan.predicted.up_bytes * 8 / bps

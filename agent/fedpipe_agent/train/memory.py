@@ -1,0 +1,199 @@
+"""What the process holds, what it held at most, and the limit that it cannot pass.
+
+On CPU the limit is RLIMIT_DATA: an allocation beyond it fails with an error that can be caught, where the machine's own
+limit would kill the process or its neighbours. On CUDA it is the caching allocator's own fraction.
+"""
+
+import contextlib
+import ctypes
+import errno
+import gc
+import resource
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from fedpipe_agent.train.errors import MemoryExceededError
+from fedpipe_profiles.device import MIB
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+"""Written to clear_refs, sets VmHWM to the present VmRSS (proc(5))."""
+
+_MAX_CUDA_CONTEXT = 1024 * MIB
+"""On a shared GPU the driver's figures include other processes; a context of its own is never larger than this."""
+
+_SIGNS = (
+    "defaultcpuallocator",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "could not create a memory",
+    "bad_alloc",
+)
+
+
+def status_bytes(field: str) -> int:
+    """One of the kernel's figures of this process, such as VmRSS, VmHWM or VmData, in bytes.
+
+    Raises:
+        KeyError: if the kernel does not report the field.
+    """
+    for line in _STATUS.read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == field:
+            return int(rest.split()[0]) * 1024
+    raise KeyError(field)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of torch, Python or the system says that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch has no class of its own for a failed allocation on CPU: only the text tells
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+class Meter(ABC):
+    """Measures the memory that training takes above `context_bytes`, and enforces the limit."""
+
+    context_bytes: int
+    limit_bytes: int
+
+    @property
+    def available_bytes(self) -> int:
+        """What base, adapters and training may take together."""
+        return self.limit_bytes - self.context_bytes
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Begin a new peak at what is held now."""
+
+    @abstractmethod
+    def peak_bytes(self) -> int:
+        """The most that was held since `reset`, without the runtime's context."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give what nobody refers to any more back to the system."""
+
+    @contextlib.contextmanager
+    def mapping(self, size_bytes: int) -> Iterator[None]:
+        """Allow files of `size_bytes` to be mapped while this lasts: their pages can be dropped at any time."""
+        del size_bytes
+        yield
+
+
+class HostMeter(Meter):
+    """Memory of the process on the host.
+
+    Args:
+        limit_bytes: For the whole process, the libraries' own memory included.
+
+    Raises:
+        MemoryExceededError: if the libraries alone hold more than the limit.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        _start_threads()
+        self.limit_bytes = limit_bytes
+        self.context_bytes = status_bytes("VmRSS")
+        if self.available_bytes <= 0:
+            raise MemoryExceededError(
+                f"the memory limit of {limit_bytes // MIB} MiB is below the {self.context_bytes // MIB} MiB that the "
+                "training libraries take by themselves: raise limits.memory_mib in agent.toml",
+                self.context_bytes,
+            )
+        # VmData counts what is reserved, VmRSS what is used: only growth from here on is limited
+        self._data_bytes = status_bytes("VmData") + self.available_bytes
+        self._set(self._data_bytes)
+
+    @staticmethod
+    def _set(data_bytes: int) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        soft = data_bytes if hard == resource.RLIM_INFINITY else min(data_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+    def reset(self) -> None:
+        """Begin a new peak; where the kernel forbids it the old peak stands, and figures err on the safe side."""
+        with contextlib.suppress(OSError):
+            _CLEAR_REFS.write_text(_RESET_PEAK)
+
+    def peak_bytes(self) -> int:
+        """Peak resident set since `reset`, less the context."""
+        return max(1, status_bytes("VmHWM") - self.context_bytes)
+
+    def release(self) -> None:
+        """Collect garbage, then let the C library return its free pages."""
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)
+
+    @contextlib.contextmanager
+    def mapping(self, size_bytes: int) -> Iterator[None]:
+        """Leave room for private mappings of checkpoint files, which RLIMIT_DATA counts in full."""
+        self._set(self._data_bytes + size_bytes)
+        try:
+            yield
+        finally:
+            self._set(self._data_bytes)
+
+
+class CudaMeter(Meter):
+    """Memory of the process on the current GPU.
+
+    Args:
+        limit_bytes: For the whole process on the GPU, the CUDA context included.
+
+    Raises:
+        MemoryExceededError: if the context alone is larger than the limit.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        torch.zeros(1, device="cuda")
+        free, total = torch.cuda.mem_get_info()
+        self.limit_bytes = limit_bytes
+        used = total - free - torch.cuda.memory_reserved()
+        self.context_bytes = min(used, _MAX_CUDA_CONTEXT)
+        if self.available_bytes <= 0:
+            raise MemoryExceededError(
+                f"the memory limit of {limit_bytes // MIB} MiB is below the {self.context_bytes // MIB} MiB of the "
+                "CUDA context: raise limits.memory_mib in agent.toml",
+                self.context_bytes,
+            )
+        torch.cuda.set_per_process_memory_fraction(min(1.0, self.available_bytes / total))
+
+    def reset(self) -> None:
+        """Begin a new peak."""
+        torch.cuda.reset_peak_memory_stats()
+
+    def peak_bytes(self) -> int:
+        """Peak of allocated memory since `reset`."""
+        return max(1, torch.cuda.max_memory_allocated())
+
+    def release(self) -> None:
+        """Collect garbage, then empty the caching allocator."""
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def open_meter(device: Literal["cpu", "cuda"], limit_bytes: int) -> Meter:
+    """The meter of a device; from here on the limit holds.
+
+    Raises:
+        MemoryExceededError: if the limit is below what the runtime takes by itself.
+    """
+    return HostMeter(limit_bytes) if device == "cpu" else CudaMeter(limit_bytes)
+
+
+def _start_threads() -> None:
+    """Start the thread pools of forward and backward, so that their stacks count as context."""
+    a = torch.ones(256, 256, requires_grad=True)
+    (a @ a).sum().backward()

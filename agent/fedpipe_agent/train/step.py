@@ -1,0 +1,181 @@
+"""One optimizer step, and what it does when memory runs out.
+
+The loss of a step is the mean over its examples (classification) or its target tokens (causal-lm), however the step is
+split: halving the batch changes memory and time, not the gradient.
+"""
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from fedpipe_agent.train.adapters import Attached
+from fedpipe_agent.train.base import Base, keep_dequantizing
+from fedpipe_agent.train.data import IGNORED, Batch, Encoded, collate
+from fedpipe_agent.train.errors import MemoryExceededError, ModelError
+from fedpipe_agent.train.memory import Meter, is_out_of_memory
+from fedpipe_profiles.device import MIB
+
+CLIP_NORM = 1.0
+"""Largest norm of a step's gradient; a larger one is scaled down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Per example of a batch: `total` (b,) nats summed over its units, and `correct` (b,) for classification."""
+
+    total: torch.Tensor
+    correct: torch.Tensor | None
+
+
+def losses(base: Base, batch: Batch) -> Losses:
+    """Losses of a batch, in float32."""
+    if base.task == "sequence-classification":
+        logits = base.model(input_ids=batch.ids, attention_mask=batch.mask).logits.float()
+        total = functional.cross_entropy(logits, batch.targets, reduction="none")
+        return Losses(total, (logits.argmax(-1) == batch.targets).detach())
+    return Losses(_token_losses(base.model, batch), None)
+
+
+def _token_losses(model: Any, batch: Batch) -> torch.Tensor:
+    """Sum over target tokens, (b,). Logits are the largest tensor: they are made only where something is predicted."""
+    labels = batch.targets[:, 1:]
+    wanted = labels != IGNORED
+    columns = wanted.any(0).nonzero().squeeze(1)
+    keep = {"logits_to_keep": columns} if _keeps_logits(model) else {}
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, **keep).logits
+    if not keep:
+        logits = logits[:, columns]
+    chosen = wanted[:, columns]
+    nats = functional.cross_entropy(logits[chosen].float(), labels[:, columns][chosen], reduction="none")
+    rows = chosen.nonzero()[:, 0]
+    return torch.zeros(len(batch.ids), device=nats.device).index_add(0, rows, nats)
+
+
+def _keeps_logits(model: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+@dataclass(slots=True)
+class StepSettings:
+    """How steps are taken. `micro_batch` and `checkpointing` change when memory runs out; `actions` says so."""
+
+    sequence_length: int
+    learning_rate: float
+    warm_up_steps: int
+    micro_batch: int
+    checkpointing: bool
+    actions: list[str] = field(default_factory=list)
+
+
+class Stepper:
+    """Takes optimizer steps on what is attached to a base.
+
+    Args:
+        base: With `on_base` attached.
+        on_base: What is trained.
+        settings: Changed in place where memory runs out.
+        meter: Told to release memory after a failure.
+    """
+
+    def __init__(self, base: Base, on_base: Attached, settings: StepSettings, meter: Meter) -> None:
+        self._base, self._settings, self._meter = base, settings, meter
+        self._parameters = on_base.trainable
+        # the fused kernel needs no temporary copies of the parameters
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True
+        )
+        self._steps = 0
+        set_training(base, checkpointing=settings.checkpointing)
+
+    def step(self, examples: Sequence[Encoded]) -> float:
+        """Train one batch and return its mean loss per unit.
+
+        Raises:
+            MemoryExceededError: if not even one example at a time, with checkpointing, fits.
+            ModelError: if loss or gradient is not finite.
+        """
+        while True:
+            try:
+                return self._attempt(examples)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = str(error).strip().splitlines()[:1]
+            # outside of the handler, so that the failed graph is free before anything else is tried
+            self._optimizer.zero_grad(set_to_none=True)
+            self._meter.release()
+            self._shrink(len(examples), said[0] if said else "MemoryError")
+
+    def _attempt(self, examples: Sequence[Encoded]) -> float:
+        settings = self._settings
+        units = max(1, sum(example.units for example in examples))
+        self._optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for start in range(0, len(examples), settings.micro_batch):
+            batch = collate(
+                examples[start : start + settings.micro_batch],
+                pad_id=self._base.tokenizer.pad_token_id,
+                sequence_length=settings.sequence_length,
+                device=self._base.device,
+            )
+            loss = losses(self._base, batch).total.sum()
+            (loss / units).backward()
+            total += loss.item()
+        self._check_finite(total, "loss")
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, CLIP_NORM)
+        self._check_finite(norm.item(), "norm of the gradient")
+        warm = min(1.0, (self._steps + 1) / (settings.warm_up_steps + 1))
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.learning_rate * warm
+        self._optimizer.step()
+        self._steps += 1
+        return total / units
+
+    def _check_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise ModelError(
+                f"the {what} became {value} at step {self._steps + 1}: lower train.learning_rate "
+                f"(it is {self._settings.learning_rate:g}), or give this device more bits"
+            )
+
+    def _shrink(self, batch_size: int, said: str) -> None:
+        """Halve the batch; when it is one example, turn checkpointing on; then give up."""
+        settings = self._settings
+        now = min(settings.micro_batch, batch_size)
+        if now > 1:
+            settings.micro_batch = -(-now // 2)
+            settings.actions.append(
+                f"step {self._steps + 1}: out of memory at {now} examples, now {settings.micro_batch} at a time"
+            )
+        elif not settings.checkpointing:
+            settings.checkpointing = True
+            set_training(self._base, checkpointing=True)
+            settings.actions.append(f"step {self._steps + 1}: out of memory at 1 example, checkpointing turned on")
+        else:
+            raise MemoryExceededError(
+                f"out of memory at 1 example with checkpointing, limit {self._meter.limit_bytes // MIB} MiB ({said}): "
+                "fewer bits, a shorter sequence or a larger limit is needed",
+                self._meter.peak_bytes(),
+            )
+
+
+def set_training(base: Base, *, checkpointing: bool) -> None:
+    """Training mode. Checkpointing is the non-reentrant kind, which needs no gradient at the embeddings."""
+    base.model.train()
+    if checkpointing:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    elif base.model.is_gradient_checkpointing:
+        base.model.gradient_checkpointing_disable()
+
+
+def set_evaluation(base: Base) -> None:
+    """Evaluation mode: no dropout, no checkpointing."""
+    if base.model.is_gradient_checkpointing:
+        base.model.gradient_checkpointing_disable()
+    base.model.eval()
+    keep_dequantizing(base.model, base.device)

@@ -1,0 +1,101 @@
+"""The trainer process as its daemon sees it: start, ask, hear, end.
+
+Owns the child process and the thread that reads it. Never imports the training stack, and decides nothing: what the
+child says or how it ends is posted to the daemon's queue.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedpipe_agent.agent_events import TrainerEnded, TrainerReplied
+from fedpipe_agent.trainer_protocol import REPLIES, Request
+
+MAX_REPLY_BYTES = 64 * 1024 * 1024
+LAST_WORDS_BYTES = 4000
+END_S = 5.0
+
+
+def trainer_environment(threads: int, base: Mapping[str, str]) -> dict[str, str]:
+    """The child's environment: its share of threads, and an allocator that gives memory back."""
+    return {
+        **base,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "MALLOC_ARENA_MAX": "2",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+class TrainerProcess:
+    """One child process; a new object is made for every start."""
+
+    def __init__(self, log: Path, threads: int, post: Callable[[TrainerReplied | TrainerEnded], None]) -> None:
+        """Start the child; its replies and its end are handed to `post` from another thread.
+
+        Raises:
+            OSError: if no process can be started.
+        """
+        self._log = log
+        self._post = post
+        self._wanted = True
+        with log.open("ab") as stderr:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "fedpipe_agent.train"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=trainer_environment(threads, os.environ),
+                start_new_session=True,
+            )
+        self._thread = threading.Thread(target=self._read, name="trainer", daemon=True)
+        self._thread.start()
+
+    def ask(self, request: Request) -> None:
+        """Send a request. If the child is gone nothing happens: its end is posted by the reader."""
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(request.model_dump_json().encode() + b"\n")
+            self._child.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            return
+
+    def end(self) -> None:
+        """End the child at once and wait for it; nothing more is posted."""
+        self._wanted = False
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGKILL)
+        self._child.wait(END_S)
+        self._thread.join(END_S)
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue
+
+    def _read(self) -> None:
+        assert self._child.stdout is not None
+        while line := self._child.stdout.readline(MAX_REPLY_BYTES):
+            try:
+                reply = REPLIES.validate_json(line)
+            except ValidationError:
+                continue  # not ours: a library wrote to the descriptor
+            if self._wanted:
+                self._post(TrainerReplied(reply))
+        returncode = self._child.wait()
+        if self._wanted:
+            self._post(TrainerEnded(returncode, self._last_words()))
+
+    def _last_words(self) -> str:
+        with self._log.open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(0, log.tell() - LAST_WORDS_BYTES))
+            return log.read().decode(errors="replace").strip()

@@ -1,0 +1,166 @@
+"""Aggregation of files: a stream that holds one weight's factors at a time.
+
+Owns reading, writing and the report; the rule itself is `change_averaging.py`'s, or another of the
+same interface. Never decides whose update counts: what it is given was accepted before.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedpipe_coordinator.change_averaging import (
+    Aggregated,
+    AggregationError,
+    Aggregator,
+    Factors,
+    WeightChange,
+    aggregate_head,
+    aggregate_weight,
+    total_examples,
+)
+from fedpipe_coordinator.components import generator
+from fedpipe_profiles.model import ModelShape
+from fedpipe_wire.tensors import (
+    TensorError,
+    TensorFile,
+    TensorSpec,
+    TensorWriter,
+    a_name,
+    b_name,
+    check_tensors,
+    factors_spec,
+    head_name,
+)
+
+__all__ = [
+    "Aggregated",
+    "AggregationError",
+    "AggregationReport",
+    "Aggregator",
+    "Factors",
+    "UpdateFile",
+    "WeightChange",
+    "aggregate_files",
+    "aggregate_head",
+    "aggregate_weight",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateFile:
+    """An accepted update on disk; `components` as in the plan that it answers."""
+
+    agent: str
+    examples: int
+    path: Path
+    components: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class AggregationReport:
+    """What an aggregation did; tails are relative Frobenius norms, by weight and over all."""
+
+    tail: float
+    tails: Mapping[str, float] = field(repr=False)
+    weights: int
+    agents: int
+    examples: int
+
+
+def aggregate_files(  # noqa: PLR0913 - two files, the updates, and what makes it repeatable
+    global_path: Path,
+    updates: Sequence[UpdateFile],
+    out_path: Path,
+    *,
+    shape: ModelShape,
+    row_norm: float,
+    seed: int,
+    round_: int,
+    rule: Aggregator = aggregate_weight,
+) -> AggregationReport:
+    """Aggregate whole files, holding one weight's factors at a time.
+
+    `out_path` appears whole and synced, or not at all. The same arguments give the same bytes,
+    whatever the order of `updates`, on one machine with one number of BLAS threads.
+
+    Raises:
+        AggregationError: if there is no update, or as `aggregate_weight`, with the weight's name.
+        TensorError: if a file does not hold what its components say.
+        OSError: if a file cannot be read or the disk refuses.
+    """
+    examples = total_examples([(update.agent, update.examples) for update in updates])
+    tails: dict[str, float] = {}
+    lost = whole = 0.0
+    with ExitStack() as stack:
+        start = stack.enter_context(TensorFile(global_path))
+        weights, spec = _global_spec(start.header, shape)
+        opened = [(update, stack.enter_context(TensorFile(update.path))) for update in updates]
+        for update, file in opened:
+            _check_update(update, file.header, shape, weights)
+        writer = stack.enter_context(TensorWriter(out_path, spec))
+        for weight in weights:
+            before, changes = _read_weight(start, opened, weight)
+            reseed = generator("reseed", seed, round_, weight)
+            with _naming(weight):
+                after = rule(before, changes, row_norm=row_norm, reseed=reseed)
+            writer.write(a_name(weight), after.factors.a)
+            writer.write(b_name(weight), after.factors.b)
+            tails[weight] = after.tail
+            lost += (after.tail * after.norm) ** 2
+            whole += after.norm**2
+        for name in (head_name(part.name) for part in shape.head):
+            heads = [(update.agent, update.examples, file.read(name)) for update, file in opened]
+            with _naming(name):
+                writer.write(name, aggregate_head(start.read(name), heads))
+    tail = math.sqrt(lost / whole) if whole else 0.0
+    return AggregationReport(tail, tails, len(weights), len(updates), examples)
+
+
+def _global_spec(header: Mapping[str, TensorSpec], shape: ModelShape) -> tuple[list[str], dict[str, TensorSpec]]:
+    """The weights that the global adapter covers, in the model's order, and what it must hold."""
+    found = {w.name: header[a_name(w.name)] for w in shape.weights if a_name(w.name) in header}
+    ranks = {name: spec.shape[0] if spec.shape else 0 for name, spec in found.items()}
+    spec = factors_spec(shape, ranks)
+    check_tensors(header, spec)
+    return list(found), spec
+
+
+def _check_update(
+    update: UpdateFile,
+    header: Mapping[str, TensorSpec],
+    shape: ModelShape,
+    weights: Sequence[str],
+) -> None:
+    """Refuse an update whose file or components do not fit."""
+    ranks = {name: len(indices) for name, indices in update.components.items() if indices}
+    foreign = sorted(set(ranks) - set(weights))
+    if foreign:
+        raise AggregationError(f"{update.agent} trained {foreign[:5]}, not in the global adapter")
+    try:
+        check_tensors(header, factors_spec(shape, ranks))
+    except TensorError as error:
+        raise TensorError(f"{update.agent}: {error}") from None
+
+
+def _read_weight(
+    start: TensorFile, opened: Sequence[tuple[UpdateFile, TensorFile]], weight: str
+) -> tuple[Factors, list[WeightChange]]:
+    """One weight's factors: the global's, and those of every agent that trained it."""
+    a, b = a_name(weight), b_name(weight)
+    changes = [
+        WeightChange(update.agent, update.examples, indices, file.read(b), file.read(a))
+        for update, file in opened
+        if (indices := update.components.get(weight))
+    ]
+    return Factors(start.read(b), start.read(a)), changes
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say which tensor an error is about."""
+    try:
+        yield
+    except AggregationError as error:
+        raise AggregationError(f"{name}: {error}") from None

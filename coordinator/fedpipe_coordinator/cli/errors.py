@@ -1,0 +1,36 @@
+"""Which error ends the process with which code: the one table."""
+
+from fedpipe_coordinator.broker import BrokerError
+from fedpipe_coordinator.control import ControlError
+from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.store import StoreError
+from fedpipe_data.errors import DataError
+from fedpipe_profiles.settings_file import SettingsError
+from fedpipe_wire.topics import TopicError
+from fedpipe_wire.transport import TransportError
+
+
+class CliError(Exception):
+    """A command cannot be done; carries its exit code."""
+
+    def __init__(self, message: str, code: ExitCode) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
+    (SettingsError, ExitCode.BAD_SETTINGS),
+    (TopicError, ExitCode.BAD_SETTINGS),
+    (BrokerError, ExitCode.BROKER_CANNOT_START),
+    (TransportError, ExitCode.BROKER_UNREACHABLE),
+    (ControlError, ExitCode.COORDINATOR_NOT_RUNNING),
+    (StoreError, ExitCode.STORE_UNUSABLE),
+    (DataError, ExitCode.DATA_UNUSABLE),
+)
+
+
+def exit_code_of(error: Exception) -> ExitCode | None:
+    """The code that an error ends the process with, or None for one that nobody foresaw."""
+    if isinstance(error, CliError):
+        return error.code
+    return next((code for kind, code in _CODES if isinstance(error, kind)), None)

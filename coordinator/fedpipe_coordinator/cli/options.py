@@ -1,0 +1,55 @@
+"""Options that several verbs share, and what they mean."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedpipe_coordinator.cli.errors import CliError
+from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.home import Home
+
+
+class OutputFormat(StrEnum):
+    """How a command prints its result."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="The federation's folder; $FEDPIPE_HOME or the current folder when left out."),
+]
+FormatOption = Annotated[OutputFormat, typer.Option("--format", help="table for people, json for programs.")]
+
+
+def find_home(path: Path | None) -> Home:
+    """The federation's folder that a command works on.
+
+    Raises:
+        CliError: if there is no federation.toml in it.
+    """
+    chosen = path or Path(os.environ.get("FEDPIPE_HOME", "."))
+    home = Home(chosen.resolve())
+    if not home.settings.is_file():
+        raise CliError(
+            f"{home.path} is no federation's folder, it has no federation.toml: make one with 'fedpipe init DIR', "
+            "or name it with --home",
+            ExitCode.BAD_SETTINGS,
+        )
+    return home
+
+
+def progress_console() -> Console:
+    """Progress goes to stderr, so that stdout holds results only. Wide where nobody watches: logs do not wrap."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
+
+
+def result_console() -> Console:
+    """Results go to stdout."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)

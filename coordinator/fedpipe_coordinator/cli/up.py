@@ -1,0 +1,26 @@
+"""`fedpipe up`: run the broker and the coordinator in the foreground."""
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpipe_coordinator.cli.options import find_home, progress_console
+from fedpipe_coordinator.config import load_federation
+from fedpipe_coordinator.serve import Server
+
+
+def up(
+    home: Annotated[Path | None, typer.Argument(help="The federation's folder; $FEDPIPE_HOME or here if left out.")] = None,
+) -> None:
+    """Run the coordinator, and its broker if that is managed, until Ctrl-C or SIGTERM.
+
+    Example: fedpipe up my-federation
+    """
+    place = find_home(home)
+    console = progress_console()
+    with Server(place, load_federation(place.settings), log=lambda text: console.print(text, markup=False)) as server:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.request_stop())
+        server.serve()

@@ -1,0 +1,210 @@
+"""job.toml and federation.toml: what to fine-tune, and where the federation is.
+
+Owns the keys, their defaults and their checks, all in one place. A job names no path of a silo.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
+
+from fedpipe_profiles.settings_file import load_settings
+from fedpipe_profiles.values import Settings
+from fedpipe_wire.messages import JobTerms
+from fedpipe_wire.topics import check_name
+
+RANK_LADDER = (4, 8, 16, 32)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+MIN_LABELS = 2
+
+
+def _job_name(name: str) -> str:
+    return check_name(name, "job name")
+
+
+def _federation_name(name: str) -> str:
+    return check_name(name, "federation name")
+
+
+def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError(f"should rise without repeats; write {sorted(set(values))}")
+    return values
+
+
+def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise ValueError(f"names a label twice: {', '.join(repeated)}")
+    return labels
+
+
+RisingSizes = Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_rising)]
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class JobSection(Settings):
+    """[job]: what to fine-tune."""
+
+    name: Annotated[str, AfterValidator(_job_name)]
+    model: str = Field(min_length=1, max_length=1000, description="hub id or folder, as the agents know it")
+    task: Literal["causal-lm", "sequence-classification"]
+    seed: NonNegativeInt = 0
+
+
+class DataSection(Settings):
+    """[data]: on what."""
+
+    dataset: str = Field(min_length=1, max_length=128, description="each agent maps it to its own files")
+    labels: Annotated[tuple[Label, ...], Field(min_length=MIN_LABELS), AfterValidator(_distinct)] | None = Field(
+        default=None, description="in the order of the model's outputs; left out: the union of the silos'"
+    )
+    evaluation_examples: PositiveInt = Field(default=256, description="held-out examples per agent, at most")
+
+
+class RoundsSection(Settings):
+    """[rounds]: how long, and with how many agents."""
+
+    number: PositiveInt
+    deadline_s: Literal["auto"] | PositiveFloat = "auto"
+    min_agents: PositiveInt = 1
+    fraction: float = Field(default=1.0, gt=0.0, le=1.0, description="of the agents that are there, per round")
+    wait_s: PositiveFloat = Field(default=600.0, description="seconds to wait for min_agents before giving up")
+    patience: PositiveInt | None = Field(default=None, description="rounds without a better loss before stopping")
+
+
+class TrainSection(Settings):
+    """[train]: the local training."""
+
+    learning_rate: PositiveFloat = 2e-3
+    sequence_length: PositiveInt = Field(default=128, description="tokens per example, at most")
+    batch_sizes: RisingSizes = BATCH_SIZES
+    examples_per_round: PositiveInt = Field(default=256, description="per agent; fewer where the deadline is near")
+    score_batches: PositiveInt = Field(default=4, description="private batches for the contribution of the weights")
+
+
+def _default_ladder(data: Mapping[str, Any]) -> tuple[int, ...]:
+    global_rank: int = data["global_rank"]
+    return tuple(rank for rank in RANK_LADDER if rank <= global_rank) or (global_rank,)
+
+
+class AdapterSection(Settings):
+    """[adapter]: the global adapter, and the ranks that a device may train of it."""
+
+    global_rank: PositiveInt = 32
+    rank_ladder: RisingSizes = Field(default_factory=_default_ladder, description="ranks a weight may get")
+    candidates: Literal["all-linear"] = "all-linear"
+    scale: PositiveFloat = Field(default=1.0, description="the constant s of s * B @ A")
+
+    @field_validator("rank_ladder")
+    @classmethod
+    def _within_global_rank(cls, ladder: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        """Raise ValueError where a device could be asked for more components than there are."""
+        global_rank = info.data.get("global_rank", ladder[-1])
+        if ladder[-1] > global_rank:
+            raise ValueError(f"should not go beyond adapter.global_rank = {global_rank}")
+        return ladder
+
+
+class ExportSection(Settings):
+    """[export]: what is written besides the PEFT adapter."""
+
+    merged: bool = Field(default=False, description="also the merged model, a normal checkpoint")
+
+
+class Job(Settings):
+    """The whole of job.toml."""
+
+    job: JobSection
+    data: DataSection
+    rounds: RoundsSection
+    train: TrainSection = TrainSection()
+    adapter: AdapterSection = AdapterSection()
+    export: ExportSection = ExportSection()
+
+    @field_validator("data")
+    @classmethod
+    def _labels_fit_task(cls, data: DataSection, info: ValidationInfo) -> DataSection:
+        """Raise ValueError where labels are given to a task that has none."""
+        job: JobSection | None = info.data.get("job")
+        if data.labels is not None and job is not None and job.task == "causal-lm":
+            raise ValueError('labels are for job.task = "sequence-classification", this job has "causal-lm"')
+        return data
+
+
+class BrokerSection(Settings):
+    """[broker]: the federation's broker."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=253)
+    port: int = Field(default=1883, ge=1, le=65535)
+    managed: bool = Field(default=True, description="`fedpipe up` starts and stops Mosquitto itself")
+
+
+class Federation(Settings):
+    """The whole of federation.toml."""
+
+    federation: Annotated[str, AfterValidator(_federation_name)]
+    broker: BrokerSection = BrokerSection()
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """Read job.toml with a command line's overrides.
+
+    Raises:
+        SettingsError: with all its problems.
+    """
+    return load_settings(path, Job, overrides)
+
+
+def load_federation(path: Path, overrides: Sequence[str] = ()) -> Federation:
+    """Read federation.toml.
+
+    Raises:
+        SettingsError: with all its problems.
+    """
+    return load_settings(path, Federation, overrides)
+
+
+def job_terms(job: Job) -> JobTerms:
+    """What every agent must know of `job`."""
+    return JobTerms(
+        name=job.job.name,
+        model=job.job.model,
+        task=job.job.task,
+        dataset=job.data.dataset,
+        seed=job.job.seed,
+        sequence_length=job.train.sequence_length,
+        evaluation_examples=job.data.evaluation_examples,
+        max_rank=job.adapter.rank_ladder[-1],
+        batch_sizes=job.train.batch_sizes,
+    )
+
+
+def make_run_id(job_name: str, now: datetime, randomness: bytes) -> str:
+    """Name a run so that names of one job sort by start, and two of one second differ.
+
+    Args:
+        job_name: As `[job] name`.
+        now: The start, in UTC.
+        randomness: 2 bytes or more; the first 2 are used.
+
+    Returns:
+        For example "claims-20300401-093000-7f3a".
+
+    Raises:
+        ValueError: if there are fewer than 2 random bytes.
+    """
+    suffix_bytes = 2
+    if len(randomness) < suffix_bytes:
+        raise ValueError(f"a run's name needs {suffix_bytes} random bytes, got {len(randomness)}")
+    return f"{job_name}-{now:%Y%m%d-%H%M%S}-{randomness[:suffix_bytes].hex()}"

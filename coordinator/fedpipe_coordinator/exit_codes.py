@@ -1,0 +1,37 @@
+"""What `fedpipe` ends with. Codes 0 to 2 mean the same on both sides; 10 to 29 are the coordinator's.
+
+30 to 39 are the export's, which runs in a process of its own.
+
+Each has a section in docs/reference/exit-codes.md.
+"""
+
+from enum import IntEnum
+from typing import Self
+
+
+class ExitCode(IntEnum):
+    """Exit status of the coordinator's commands; `help` says in one sentence what to do."""
+
+    help: str
+
+    def __new__(cls, value: int, help_text: str) -> Self:
+        """Make a member that is the number and carries its help."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.help = help_text
+        return member
+
+    OK = 0, "Nothing to do."
+    INTERNAL_ERROR = 1, "An unexpected error: report it with the log."
+    USAGE = 2, "The command line is wrong: see --help."
+    BAD_SETTINGS = 10, "Put right what the report says about the job file or federation.toml."
+    BROKER_UNREACHABLE = 11, "Check [broker] in federation.toml, the network, and that the broker runs."
+    BROKER_CANNOT_START = 12, "Install Mosquitto 2, or free the port, or set managed = false and start your own."
+    COORDINATOR_NOT_RUNNING = 13, "Start it with `fedpipe up` in the federation's folder."
+    RUN_FAILED = 14, "Read why in `fedpipe report RUN`, then `fedpipe resume RUN`."
+    TIMEOUT = 15, "Nothing came within the time allowed: look at `fedpipe status`, then wait longer or retry."
+    NOT_ENOUGH_AGENTS = 16, "Start more agents, or lower rounds.min_agents, or raise rounds.wait_s."
+    DATA_UNUSABLE = 17, "Check that the demo's extra is installed and its folder can be written."
+    MODEL_UNUSABLE = 18, "Check the model's folder or hub id in the job file."
+    EXPORT_FAILED = 30, "Read the message; the run itself is unharmed, so put it right and export again."
+    EXPORT_EXTRAS_MISSING = 31, "Install what merging needs: pip install 'fedpipe[export]'."

@@ -1,0 +1,120 @@
+"""Agents come, go, and say what they hold.
+
+Part of the pure machine of `run_machine.py`. An agent that joins while a run is going on is surveyed and scored, and is
+planned from the next round on.
+"""
+
+from fedpipe_coordinator.run_events import AgentOnline, Send
+from fedpipe_coordinator.run_state import Member
+from fedpipe_coordinator.step import Step
+from fedpipe_coordinator.tasks import ask_again, score_task, survey_task
+from fedpipe_wire.messages import EndTask, Scored, Survey
+
+OFFLINE_GRACE_S = 20.0
+
+
+def agent_online(work: Step, event: AgentOnline) -> None:
+    """An agent is there: new ones are surveyed, those that return get the task they owe."""
+    name = event.agent
+    member = work.state.members.get(name)
+    if member is None:
+        joined_late = work.state.phase != "surveying"
+        work.put(Member(name=name, standing="idle" if joined_late else "asked"))
+        work.note(
+            "joined",
+            f"{name} joined" + (" while the run was going on" if joined_late else ""),
+            agent=name,
+        )
+        work.do(Send(name, survey_task(work.state)))
+        return
+    work.put(member.model_copy(update={"online": True, "offline_since": None}))
+    if not member.online:
+        work.note("returned", f"{name} is back", agent=name)
+    ask_again(work, name)
+
+
+def agent_offline(work: Step, name: str) -> None:
+    """The broker lost an agent; it is waited for until the grace is over."""
+    member = work.state.members.get(name)
+    if member is not None and member.online:
+        work.put(member.model_copy(update={"online": False, "offline_since": work.now}))
+        work.note("offline", f"{name} is offline", agent=name)
+
+
+def drop_the_lost(work: Step) -> None:
+    """Who is offline for longer than the grace is not waited for any more in this phase."""
+    for member in work.state.members.values():
+        if (
+            member.standing in ("asked", "offered")
+            and member.offline_since is not None
+            and work.now - member.offline_since > OFFLINE_GRACE_S
+        ):
+            text = f"{member.name} is offline since {OFFLINE_GRACE_S:.0f} s: going on without it"
+            work.put(member.model_copy(update={"standing": "gone", "note": text}))
+            work.note("gone", text, agent=member.name)
+
+
+def on_surveyed(work: Step, member: Member, survey: Survey) -> None:
+    """An agent says what it holds; one that cannot belong to this run is told why."""
+    if member.survey is not None:
+        return
+    labels = work.state.job.data.labels or (work.state.labels if work.state.phase != "surveying" else ())
+    unknown = sorted(set(survey.labels) - set(labels)) if labels else []
+    if unknown:
+        exclude(
+            work,
+            member,
+            f"{member.name} has labels that this run does not know: {', '.join(map(repr, unknown[:5]))}; "
+            f"the run's labels are {', '.join(map(repr, labels[:20]))}. List all labels under data.labels of the job",
+        )
+        return
+    if work.state.shape is not None and survey.shape.fingerprint != work.state.shape.fingerprint:
+        exclude(
+            work,
+            member,
+            other_base(member.name, survey.shape.fingerprint, work.state.shape.fingerprint),
+        )
+        return
+    if work.state.phase == "surveying":
+        work.put(member.model_copy(update={"survey": survey, "standing": "answered"}))
+    else:
+        work.put(member.model_copy(update={"survey": survey}))
+        work.do(Send(member.name, score_task(work.state)))
+    work.note(
+        "surveyed",
+        f"{member.name} has {survey.train_examples} examples to train on and {survey.held_out_examples} held out",
+        agent=member.name,
+    )
+
+
+def on_scored(work: Step, member: Member, scored: Scored) -> None:
+    """An agent's contributions and first measurements are in."""
+    if member.contribution is not None:
+        return
+    update: dict[str, object] = {
+        "contribution": scored.contribution,
+        "measurements": scored.measurements,
+    }
+    if work.state.phase == "scoring":
+        update["standing"] = "answered"
+    work.put(member.model_copy(update=update))
+    work.note(
+        "scored",
+        f"{member.name} scored {len(scored.contribution.curves)} weights on {scored.contribution.examples} examples",
+        agent=member.name,
+    )
+
+
+def exclude(work: Step, member: Member, reason: str) -> None:
+    """Leave an agent out of the run, and say why."""
+    work.put(member.model_copy(update={"standing": "refused", "note": reason, "survey": None}))
+    work.note("excluded", reason, agent=member.name)
+    work.do(Send(member.name, EndTask(run=work.state.run, reason=reason[:1000])))
+
+
+def other_base(name: str, theirs: str, ours: str) -> str:
+    """Why an agent with other base files cannot take part."""
+    return (
+        f"{name} holds another base model ({theirs[:12]}, the run works on {ours[:12]}): "
+        "give it the same files, by [models] in its agent.toml if need be"
+    )

@@ -1,0 +1,133 @@
+"""A run's folder: `summary.json`, `rounds.jsonl`, `audit.jsonl`, and where the exports go.
+
+Owns the schema of these files. What they say is taken from the run's state; nothing is decided here.
+"""
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedpipe_coordinator.metrics import metrics_data
+from fedpipe_coordinator.run_events import Note
+from fedpipe_coordinator.run_state import Member, RoundResult, RunState
+from fedpipe_profiles.model import ModelShape
+from fedpipe_wire.messages import Metrics
+
+SCHEMA_VERSION = 1
+
+
+def agent_record(member: Member, round_: int, shape: ModelShape, down_bytes: int) -> dict[str, Any]:
+    """One agent's part of a round: what was planned, what was measured, how it ended."""
+    plan = member.plan if member.plan is not None and member.plan.round == round_ else None
+    trained = member.trained
+    record: dict[str, Any] = {"agent": member.name, "status": member.standing, "note": member.note}
+    if plan is None:
+        return record
+    weights = {weight.name: weight for weight in shape.weights}
+    trainable = sum(rank * (weights[name].d_out + weights[name].d_in) for name, rank in plan.ranks.items())
+    return record | {
+        "bits": plan.bits,
+        "batch_size": plan.batch_size,
+        "gradient_checkpointing": plan.gradient_checkpointing,
+        "ranks": plan.ranks,
+        "trainable_parameters": trainable + shape.head_parameters,
+        "predicted_peak_bytes": plan.predicted.peak_bytes,
+        "measured_peak_bytes": trained.measurement.peak_bytes if trained else None,
+        "predicted_round_s": round(plan.predicted.round_s, 3),
+        "measured_round_s": None if member.round_s is None else round(member.round_s, 3),
+        "examples": trained.examples if trained else 0,
+        "planned_examples": plan.examples,
+        "train_loss": trained.train_loss if trained else None,
+        "download_s": trained.download_s if trained else None,
+        "compute_s": trained.compute_s if trained else None,
+        "up_bytes": trained.update.size if trained else 0,
+        "down_bytes": down_bytes,
+        "bound": plan.bound,
+        "reason": plan.reason,
+        "actions": list(trained.actions) if trained else [],
+    }
+
+
+def round_record(result: RoundResult, metric: Metrics | None, shape: ModelShape, down_bytes: int) -> dict[str, Any]:
+    """A line of `rounds.jsonl`. `metric` is of the adapter that this round made."""
+    return {
+        "round": result.round,
+        "wall_s": round(result.wall_s, 3),
+        "deadline_s": round(result.deadline_s, 3),
+        "metric": metrics_data(metric) or None,
+        "truncation_tail": result.truncation_tail,
+        "agents": [agent_record(member, result.round, shape, down_bytes) for member in result.members],
+    }
+
+
+class RunFolder:
+    """Writes a run's files. Every line is on disk when its method returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def adapter(self) -> Path:
+        """Where the PEFT adapter goes."""
+        return self.path / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        """Where the merged model goes."""
+        return self.path / "merged"
+
+    def add_round(self, record: dict[str, Any]) -> None:
+        """Append a round, once: a round that is there already is not written again."""
+        if all(known["round"] != record["round"] for known in self.rounds()):
+            self._append("rounds.jsonl", record)
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The rounds recorded so far."""
+        path = self.path / "rounds.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def add_audit(self, note: Note, when: datetime) -> None:
+        """Append a decision to the audit record."""
+        stamp = when.astimezone(UTC).isoformat(timespec="milliseconds")
+        line = {"time": stamp, "kind": note.kind, "round": note.round, "agent": note.agent, "text": note.text}
+        self._append("audit.jsonl", line | ({"data": note.data} if note.data else {}))
+
+    def write_summary(self, state: RunState, exports: dict[str, str]) -> dict[str, Any]:
+        """Write `summary.json` anew, whole, and return what it holds."""
+        summary = {
+            "schema": SCHEMA_VERSION,
+            "run": state.run,
+            "job": state.job.job.name,
+            "task": state.job.job.task,
+            "model": state.job.job.model,
+            "seed": state.job.job.seed,
+            "phase": state.phase,
+            "note": state.note,
+            "labels": list(state.labels),
+            "initial_metric": metrics_data(state.initial_metric) or None,
+            "final_metric": metrics_data(state.final_metric) or None,
+            "exports": {"adapter": exports.get("adapter"), "merged": exports.get("merged")},
+            "settings": state.job.model_dump(mode="json"),
+            "rounds": self.rounds(),
+        }
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def _append(self, name: str, value: dict[str, Any]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's text so that a reader sees the old or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

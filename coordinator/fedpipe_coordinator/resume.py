@@ -1,0 +1,41 @@
+"""A run after the coordinator was away: which work is asked for again.
+
+Pure. Agents are taken for offline until they say otherwise; each gets the task that it owes as soon as it is heard.
+"""
+
+from fedpipe_coordinator.run_events import Aggregate, Export, RunAction
+from fedpipe_coordinator.run_state import RunState
+
+
+def resume(state: RunState, now: float) -> tuple[RunState, tuple[RunAction, ...]]:
+    """Take up a stored run.
+
+    Args:
+        state: As it was stored.
+        now: Monotonic seconds of this process; those in the state were of another one.
+    """
+    if not state.open:
+        return state, ()
+    members = {
+        name: member.model_copy(
+            update={
+                "online": False,
+                "offline_since": now,
+                "standing": "asked" if member.standing == "offered" else member.standing,
+            }
+        )
+        for name, member in state.members.items()
+    }
+    fresh = state.model_copy(
+        update={"members": members, "planning_asked": False, "phase_began": now, "round_began": now, "began": now}
+    )
+    if state.phase == "aggregating":
+        accepted = {
+            member.name: member.trained.update.sha256
+            for member in members.values()
+            if member.standing == "accepted" and member.trained is not None
+        }
+        return fresh, (Aggregate(state.round, accepted),)
+    if state.phase == "exporting":
+        return fresh, (Export(),)
+    return fresh, ()

@@ -1,0 +1,196 @@
+"""What can happen to a run (events) and what the machine may ask for (actions).
+
+Owns the words between the pure machine and the service that acts. Every event names what happened, never what to do.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedpipe_coordinator.run_state import RoundResult
+from fedpipe_profiles.plan import NoPlan, Plan
+from fedpipe_wire.messages import (
+    Ack,
+    BlobRef,
+    Evaluated,
+    Failed,
+    Metrics,
+    Refused,
+    Scored,
+    Survey,
+    Task,
+    Trained,
+)
+
+# --- events -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOnline:
+    """An agent that has the job's dataset is there, for the first time or again (`session` differs then)."""
+
+    agent: str
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOffline:
+    """The broker says that an agent's session is dead."""
+
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An agent reported."""
+
+    agent: str
+    message: Survey | Scored | Evaluated | Trained | Refused | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStored:
+    """An agent's update is complete, checked and durable."""
+
+    agent: str
+    round: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRejected:
+    """An agent's update will never be taken: it failed a check, or its transfer died."""
+
+    agent: str
+    round: int
+    sha256: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The plans of a round are made and the global adapter is ready to be sent."""
+
+    round: int
+    deadline_s: float
+    plans: dict[str, Plan]
+    none: dict[str, NoPlan]
+    adapter: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """The updates of a round have become the next global adapter."""
+
+    round: int
+    adapter: BlobRef
+    truncation_tail: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The final adapter lies where people can use it."""
+
+    paths: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFailed:
+    """Planning, aggregating or exporting could not be done."""
+
+    work: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """A person asked for the run to end."""
+
+
+RunEvent = (
+    Ticked
+    | AgentOnline
+    | AgentOffline
+    | Heard
+    | UpdateStored
+    | UpdateRejected
+    | Planned
+    | Aggregated
+    | Exported
+    | WorkFailed
+    | StopAsked
+)
+
+# --- actions ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to one agent."""
+
+    agent: str
+    message: Task | Ack
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Fetch an agent's update."""
+
+    agent: str
+    round: int
+    ref: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastAdapter:
+    """Publish the global adapter once for all agents."""
+
+    ref: BlobRef
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class MakePlans:
+    """Plan a round for these agents; make the initial adapter if there is none."""
+
+    round: int
+    agents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Aggregate the accepted updates of a round: agent to blob name."""
+
+    round: int
+    updates: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Write the final adapter out, and the merged model if the job asks for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveRound:
+    """A round is complete with its metric: write its record."""
+
+    result: RoundResult
+    metric: Metrics | None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something a person or an auditor wants to know. `kind` is stable, `text` is for people."""
+
+    kind: str
+    text: str
+    agent: str | None = None
+    round: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+RunAction = Send | Fetch | BroadcastAdapter | MakePlans | Aggregate | Export | SaveRound | Note

@@ -1,0 +1,60 @@
+"""One step of the run machine in the making: the state so far and the actions asked for.
+
+Owns the bookkeeping that keeps the machine's functions short; holds no rule.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedpipe_coordinator.run_events import Note, RunAction, Send
+from fedpipe_coordinator.run_state import Member, Phase, RunState
+from fedpipe_wire.messages import EndTask
+
+
+class Step:
+    """Collects what one event changes; lives only while that event is handled."""
+
+    def __init__(self, state: RunState, now: float) -> None:
+        self.state = state
+        self.now = now
+        self._actions: list[RunAction] = []
+
+    def result(self) -> tuple[RunState, tuple[RunAction, ...]]:
+        """The new state and the actions in the order they were asked for."""
+        return self.state, tuple(self._actions)
+
+    def do(self, action: RunAction) -> None:
+        """Ask for an action."""
+        self._actions.append(action)
+
+    def note(self, kind: str, text: str, *, agent: str | None = None, data: dict[str, Any] | None = None) -> None:
+        """Say something to people and to the audit record."""
+        self.do(Note(kind, text, agent, self.state.round, data or {}))
+
+    def put(self, member: Member) -> None:
+        """Replace or add one agent's entry."""
+        self.state = self.state.with_member(member)
+
+    def members(self) -> Sequence[Member]:
+        """All agents in the order of their names, so that nothing depends on who came first."""
+        return [self.state.members[name] for name in sorted(self.state.members)]
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the run itself."""
+        self.state = self.state.model_copy(update=changes)
+
+    def to(self, phase: Phase) -> None:
+        """Go to another phase."""
+        self.state = self.state.to(phase, self.now)
+
+    def end_all(self, reason: str) -> None:
+        """Tell every agent that the run is over."""
+        for member in self.members():
+            self.do(Send(member.name, EndTask(run=self.state.run, reason=reason[:1000])))
+
+    def fail(self, reason: str) -> None:
+        """End the run with a reason."""
+        self.update(note=reason)
+        self.to("failed")
+        self.note("run-failed", reason)
+        self.end_all(f"the run failed: {reason}")

@@ -1,0 +1,175 @@
+"""The heavy work of a run: planning a round, aggregating its updates, exporting the result.
+
+Each function takes what it needs and returns the event that the machine waits for; the service calls them in a worker
+thread, so that the session with the broker never waits for a solver.
+"""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from fedpipe_coordinator.aggregate import UpdateFile, aggregate_files
+from fedpipe_coordinator.components import draw_components
+from fedpipe_coordinator.global_adapter import initial_adapter
+from fedpipe_coordinator.peft_format import write_peft_adapter
+from fedpipe_coordinator.records import RunFolder
+from fedpipe_coordinator.run_events import Aggregate, Aggregated, Exported, MakePlans, Planned
+from fedpipe_coordinator.run_state import RunState
+from fedpipe_profiles.device import DeviceProfile
+from fedpipe_profiles.planner import plan_round
+from fedpipe_profiles.problem import DeviceProblem, JobProblem
+from fedpipe_wire.blob_files import BlobStore
+from fedpipe_wire.messages import BlobRef
+
+ROW_NORM = 1.0
+"""Norm of the rows of A (the constant c): with orthonormal rows at 1, one constant fits every width."""
+EXPORT_TIMEOUT_S = 3600.0
+
+
+class WorkError(Exception):
+    """Planning, aggregating or exporting could not be done; the message is for people."""
+
+
+def make_plans(
+    state: RunState, action: MakePlans, profiles: dict[str, DeviceProfile], blobs: BlobStore, folder: Path
+) -> Planned:
+    """Plan a round; make the first global adapter when there is none yet."""
+    if state.shape is None:
+        raise WorkError(f"run {state.run} has no model shape: no agent was surveyed")
+    job = state.job
+    adapter = state.adapter or _first_adapter(state, blobs, folder)
+    problem = JobProblem(
+        shape=state.shape,
+        curves=state.curves,
+        rank_ladder=job.adapter.rank_ladder,
+        batch_sizes=job.train.batch_sizes,
+        global_rank=job.adapter.global_rank,
+        sequence_length=job.train.sequence_length,
+        task=job.job.task,
+        num_labels=len(state.labels),
+        examples_per_round=job.train.examples_per_round,
+        evaluation_examples=job.data.evaluation_examples,
+        learning_rate=job.train.learning_rate,
+        scale=job.adapter.scale,
+        seed=job.job.seed,
+    )
+    devices = {name: _device(state, name, profiles[name]) for name in action.agents if name in profiles}
+    deadline = job.rounds.deadline_s
+    plan = plan_round(
+        problem,
+        devices,
+        round_=action.round,
+        deadline_s=None if deadline == "auto" else float(deadline),
+        draw=partial(_draw, job.job.seed, action.round),
+    )
+    return Planned(action.round, plan.deadline_s, dict(plan.plans), dict(plan.none), adapter)
+
+
+def _draw(seed: int, round_: int, agent: str, weight: str, global_rank: int, rank: int) -> tuple[int, ...]:
+    return draw_components(seed, round_, agent, weight, global_rank, rank)
+
+
+def _device(state: RunState, name: str, profile: DeviceProfile) -> DeviceProblem:
+    member = state.members[name]
+    if member.survey is None:
+        raise WorkError(f"agent {name} is to be planned and was never surveyed")
+    return DeviceProblem(
+        profile=profile,
+        measurements=member.measurements,
+        train_examples=member.survey.train_examples,
+        held_out_examples=member.survey.held_out_examples,
+        mean_tokens=member.survey.mean_tokens,
+        memory_cap_bytes=member.memory_cap_bytes,
+    )
+
+
+def _first_adapter(state: RunState, blobs: BlobStore, folder: Path) -> BlobRef:
+    assert state.shape is not None
+    path = folder / "adapter-0.safetensors"
+    initial_adapter(
+        path,
+        state.shape,
+        tuple(weight.name for weight in state.shape.weights),
+        state.job.adapter.global_rank,
+        seed=state.job.job.seed,
+        row_norm=ROW_NORM,
+    )
+    return take_in(blobs, path)
+
+
+def take_in(blobs: BlobStore, path: Path) -> BlobRef:
+    """Move a file into the blob store under its content's name."""
+    ref = blobs.add_file(path)
+    path.unlink(missing_ok=True)
+    return ref
+
+
+def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path) -> Aggregated:
+    """Make the next global adapter of the accepted updates."""
+    if state.adapter is None or state.shape is None:
+        raise WorkError(f"run {state.run} has no global adapter to add updates to")
+    updates = []
+    for name, sha256 in sorted(action.updates.items()):
+        member = state.members[name]
+        if member.trained is None or member.plan is None:
+            raise WorkError(f"the update of {name} has no report or plan")
+        updates.append(
+            UpdateFile(name, member.trained.examples, blobs.path(sha256), dict(member.plan.components))
+        )
+    path = folder / f"adapter-{action.round}.safetensors"
+    report = aggregate_files(
+        blobs.path(state.adapter.sha256),
+        updates,
+        path,
+        shape=state.shape,
+        row_norm=ROW_NORM,
+        seed=state.job.job.seed,
+        round_=action.round,
+    )
+    return Aggregated(action.round, take_in(blobs, path), report.tail)
+
+
+def export(state: RunState, blobs: BlobStore, folder: RunFolder) -> Exported:
+    """Write the PEFT adapter, and the merged model if the job asks for it."""
+    if state.adapter is None or state.shape is None:
+        raise WorkError(f"run {state.run} has nothing to export")
+    write_peft_adapter(
+        folder.adapter,
+        blobs.path(state.adapter.sha256),
+        state.shape,
+        task=state.job.job.task,
+        base_model=state.job.job.model,
+        scale=state.job.adapter.scale,
+        labels=state.labels,
+    )
+    paths = {"adapter": str(folder.adapter)}
+    if state.job.export.merged:
+        merge(folder.adapter, state.job.job.model, state.job.job.task, folder.merged)
+        paths["merged"] = str(folder.merged)
+    return Exported(paths)
+
+
+def merge(adapter: Path, base: str, task: str, out: Path) -> None:
+    """Merge an adapter into its base, in a process of its own: the coordinator never imports torch.
+
+    Raises:
+        WorkError: with the exporter's own message.
+    """
+    command = [sys.executable, "-m", "fedpipe_coordinator.export"]
+    command += ["--adapter", str(adapter), "--base", base, "--task", task, "--out", str(out)]
+    ended = subprocess.run(  # the exporter's arguments are this program's own
+        command,
+        capture_output=True,
+        text=True,
+        timeout=EXPORT_TIMEOUT_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+    )
+    if ended.returncode != 0:
+        lines = [line for line in ended.stderr.splitlines() if line.strip()]
+        raise WorkError(f"merging failed ({ended.returncode}): {lines[-1] if lines else 'no message'}")
+
+

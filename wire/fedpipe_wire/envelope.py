@@ -1,0 +1,78 @@
+"""The envelope of a message: MQTT 5 user properties beside the payload, so that the payload stays plain JSON.
+
+Owns the three properties `v` (schema version), `id` (message id) and `n` (the sender's counter). Never looks at the
+payload; whether a counter is new is decided by whoever keeps the counters.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MAX_PROPERTIES = 16
+MAX_VALUE_CHARS = 512
+MAX_SCHEMA = 1_000_000
+MAX_COUNTER = (1 << 63) - 1
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class EnvelopeError(ValueError):
+    """The user properties of a packet are not those of a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What is written on a message's outside.
+
+    Attributes:
+        schema: version of the message schema, from 1.
+        message_id: 1 to 64 letters, digits, dashes and underscores; alike for every repetition of one message.
+        counter: the sender's count of its messages, from 0, never used twice.
+
+    Raises:
+        EnvelopeError: if one of them is out of its range.
+    """
+
+    schema: int
+    message_id: str
+    counter: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.schema <= MAX_SCHEMA:
+            raise EnvelopeError(f"schema version {self.schema} is outside 1 to {MAX_SCHEMA}")
+        if _ID.fullmatch(self.message_id) is None:
+            raise EnvelopeError(f"message id {self.message_id[:80]!r} is not 1 to 64 letters, digits, '-' or '_'")
+        if not 0 <= self.counter <= MAX_COUNTER:
+            raise EnvelopeError(f"counter {self.counter} is outside 0 to {MAX_COUNTER}")
+
+    def properties(self) -> dict[str, str]:
+        """User properties to publish with the message."""
+        return {"v": str(self.schema), "id": self.message_id, "n": str(self.counter)}
+
+
+def parse(properties: Mapping[str, str]) -> Envelope:
+    """Read the envelope of a received packet. Properties of other names are ignored.
+
+    Raises:
+        EnvelopeError: if one is missing, too long or out of its range, or if there are too many.
+    """
+    if len(properties) > MAX_PROPERTIES:
+        raise EnvelopeError(f"packet with {len(properties)} user properties, at most {MAX_PROPERTIES} are read")
+    missing = [name for name in ("v", "id", "n") if name not in properties]
+    if missing:
+        raise EnvelopeError(
+            f"packet without user property {', '.join(missing)}: "
+            "publish through FedPipe, or add v (schema), id and n (counter)"
+        )
+    for name, value in properties.items():
+        if len(value) > MAX_VALUE_CHARS:
+            raise EnvelopeError(
+                f"user property {name[:40]!r} has {len(value)} characters, at most {MAX_VALUE_CHARS} are read"
+            )
+    return Envelope(_number(properties, "v"), properties["id"], _number(properties, "n"))
+
+
+def _number(properties: Mapping[str, str], name: str) -> int:
+    text = properties[name]
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNTER))):
+        raise EnvelopeError(f"user property {name!r} is {text[:40]!r}, not a whole number")
+    return int(text)

@@ -1,0 +1,302 @@
+"""Tensors at rest and on the way: safetensors files, read and written one tensor at a time.
+
+Owns the file convention that the global adapter and every update share, and the checks that come
+before a received file is believed. For a weight `W` of shape (d_out, d_in) and r components:
+
+    W.lora_A      (r, d_in)   float32
+    W.lora_B      (d_out, r)  float32
+    head:<name>   the parameter's own shape, float32: trained and averaged whole
+
+Never uses pickle, never imports torch, and never maps a file into memory: a mapped file that is cut
+short kills its reader with SIGBUS, and its pages count as the reader's own.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpipe_profiles.model import ModelShape
+from fedpipe_profiles.plan import Plan
+from fedpipe_wire.tensor_header import (
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    NUMPY_DTYPES,
+    TensorError,
+    TensorSpec,
+    encode_header,
+    read_header,
+    spec_of,
+)
+
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "MAX_TENSORS",
+    "TensorError",
+    "TensorFile",
+    "TensorSpec",
+    "TensorWriter",
+    "a_name",
+    "adapter_spec",
+    "b_name",
+    "check_tensors",
+    "factors_spec",
+    "head_name",
+    "inspect_header",
+    "update_spec",
+    "write_tensors",
+]
+
+
+def a_name(weight: str) -> str:
+    """Name of the (r, d_in) factor of `weight`."""
+    return f"{weight}.lora_A"
+
+
+def b_name(weight: str) -> str:
+    """Name of the (d_out, r) factor of `weight`."""
+    return f"{weight}.lora_B"
+
+
+def head_name(name: str) -> str:
+    """Name of a parameter that is trained whole."""
+    return f"head:{name}"
+
+
+def factors_spec(shape: ModelShape, ranks: Mapping[str, int]) -> dict[str, TensorSpec]:
+    """Tensors of a file with `ranks[weight]` components per weight, and the whole head.
+
+    Raises:
+        TensorError: if the model has no weight of that name.
+    """
+    spec: dict[str, TensorSpec] = {}
+    weights = {weight.name: weight for weight in shape.weights}
+    for name, rank in ranks.items():
+        if name not in weights:
+            raise TensorError(f"the model has no weight {name!r}: are plan and model of one run?")
+        spec[a_name(name)] = TensorSpec((rank, weights[name].d_in))
+        spec[b_name(name)] = TensorSpec((weights[name].d_out, rank))
+    spec.update({head_name(part.name): TensorSpec(part.shape) for part in shape.head})
+    return spec
+
+
+def update_spec(shape: ModelShape, plan: Plan) -> dict[str, TensorSpec]:
+    """Tensors of the update that `plan` asks for: its weights at its ranks, and the whole head.
+
+    Raises:
+        TensorError: if the plan names a weight that the model does not have.
+    """
+    return factors_spec(shape, plan.ranks)
+
+
+def adapter_spec(shape: ModelShape, weights: Sequence[str], rank: int) -> dict[str, TensorSpec]:
+    """Tensors of a global adapter with `rank` components on each of `weights`, and the whole head.
+
+    Raises:
+        TensorError: if the model has no weight of that name.
+    """
+    return factors_spec(shape, dict.fromkeys(weights, rank))
+
+
+def inspect_header(
+    path: Path,
+    *,
+    max_bytes: int,
+    max_header_bytes: int = MAX_HEADER_BYTES,
+    max_tensors: int = MAX_TENSORS,
+) -> dict[str, TensorSpec]:
+    """Read and check the header of a file that nobody has looked at yet; no tensor is read.
+
+    Sizes are checked before anything is parsed, so a hostile file costs at most
+    `max_header_bytes` of reading.
+
+    Raises:
+        TensorError: if the file is too large, too short or malformed, or if its tensors do not lie
+            one behind the other from the header's end to the file's end.
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise TensorError(f"{path.name} has {size} bytes, at most {max_bytes} are read")
+        entries, _ = read_header(file, path.name, size, max_header_bytes, max_tensors)
+    return {name: entry.spec for name, entry in entries.items()}
+
+
+def check_tensors(header: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec]) -> None:
+    """Compare what a file holds with what it must hold.
+
+    Raises:
+        TensorError: naming the missing, the unexpected and the differing tensors.
+    """
+    problems = [f"missing {name}" for name in expected if name not in header]
+    problems += [f"unexpected {name[:200]}" for name in header if name not in expected]
+    problems += [
+        f"{name}: expected {spec}, got {header[name]}"
+        for name, spec in expected.items()
+        if name in header and header[name] != spec
+    ]
+    if problems:
+        shown = "; ".join(problems[:5])
+        raise TensorError(f"{len(problems)} tensors do not fit the plan: {shown}")
+
+
+class TensorFile:
+    """A safetensors file, read one tensor at a time.
+
+    Raises:
+        TensorError: if the header is malformed.
+        OSError: if it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("rb")
+        try:
+            size = os.fstat(self._file.fileno()).st_size
+            self._entries, self._data = read_header(self._file, path.name, size, MAX_HEADER_BYTES, MAX_TENSORS)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @property
+    def header(self) -> dict[str, TensorSpec]:
+        """Name and form of every tensor."""
+        return {name: entry.spec for name, entry in self._entries.items()}
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The tensor of that name, of the shape and dtype that `header` says.
+
+        Raises:
+            TensorError: if there is none, if numpy has no such dtype, or if the file was cut short.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            raise TensorError(f"{self._path.name} has no tensor {name!r}")
+        if entry.spec.dtype not in NUMPY_DTYPES:
+            raise TensorError(f"{name} is {entry.spec.dtype}, which numpy cannot hold: send F32")
+        values = np.empty(entry.spec.shape, dtype=NUMPY_DTYPES[entry.spec.dtype])
+        self._file.seek(self._data + entry.begin)
+        got = self._file.readinto(values.reshape(-1).view(np.uint8).data)
+        if got != entry.spec.nbytes:
+            raise TensorError(f"{name}: expected {entry.spec.nbytes} bytes, got {got}: cut short")
+        return values
+
+    def items(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Every tensor, one in memory at a time."""
+        for name in self._entries:
+            yield name, self.read(name)
+
+    def check_finite(self) -> None:
+        """Read every tensor once.
+
+        Raises:
+            TensorError: naming the first that holds a NaN or an infinity.
+        """
+        for name, values in self.items():
+            if not np.isfinite(values).all():
+                count = int(np.count_nonzero(~np.isfinite(values)))
+                raise TensorError(f"{name}: {count} of {values.size} values are not finite")
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class TensorWriter:
+    """Writes a safetensors file tensor by tensor, in any order; the header comes from `spec`.
+
+    The file appears under its name when the `with` block ends well, synced to disk, whole; else not
+    at all. One writer per path at a time: the unfinished file is always `.<name>.part`.
+
+    Raises:
+        TensorError: if a tensor does not fit `spec`, comes twice or never.
+        OSError: if the disk refuses.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: Mapping[str, TensorSpec],
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._path = path
+        self._part = path.with_name(f".{path.name}.part")
+        self._spec = dict(spec)
+        header, self._begins = encode_header(self._spec, metadata)
+        self._left = set(self._spec)
+        self._file = self._part.open("wb")
+        self._file.write(header)
+
+    def write(self, name: str, values: NDArray[Any]) -> None:
+        """Put one tensor into its place.
+
+        Raises:
+            TensorError: if it is not of the declared form, or was written before.
+        """
+        if name not in self._left:
+            known = "written twice" if name in self._spec else "not declared"
+            raise TensorError(f"tensor {name!r} is {known}")
+        got = spec_of(values)
+        if got != self._spec[name]:
+            raise TensorError(f"{name}: expected {self._spec[name]}, got {got}")
+        self._file.seek(self._begins[name])
+        self._file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        self._left.remove(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._file.close()
+            self._part.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        if self._left:
+            raise TensorError(f"{len(self._left)} tensors never written: {sorted(self._left)[:5]}")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._part.replace(self._path)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write all tensors at once; the same tensors give the same bytes, whatever their order.
+
+    Raises:
+        TensorError: if a dtype cannot be written.
+        OSError: if the disk refuses.
+    """
+    spec = {name: spec_of(tensors[name]) for name in sorted(tensors)}
+    with TensorWriter(path, spec) as writer:
+        for name in spec:
+            writer.write(name, tensors[name])

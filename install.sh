@@ -11,7 +11,7 @@ readonly CPU_TORCH_INDEX="https://download.pytorch.org/whl/cpu"
 readonly NEED_CPU_MIB=3000 NEED_NVIDIA_MIB=9000
 readonly OLDEST_PYTHON="3.11"
 
-ROOT="" VENV="" DRY_RUN=0 PY="" APT_UPDATED=0
+ROOT="" VENV="" DRY_RUN=0 PY="" APT_UPDATED=0 CHILD=""
 
 usage() {
   cat <<'HELP'
@@ -56,6 +56,33 @@ act() {
   fi
 }
 
+# Prints large downloads only, one short line each; the whole output is in the log.
+show_progress() {
+  sed -u -n -e 's#^ *Downloading \([^ ]*/\)\{0,1\}\([^ ]* ([0-9.]* [MG]B)\)$#  downloading \2#p' \
+    -e 's/^Installing collected packages.*/  unpacking/p' >&2
+}
+
+# logged LOG COMMAND...: its output goes to the file, not through a pipe, which a child that outlives it would hold open.
+logged() {
+  local log="$1" status=0 written progress
+  shift
+  touch -- "$log"
+  written="$(stat -c %s -- "$log")"
+  "$@" </dev/null >>"$log" 2>&1 9<&- &
+  CHILD=$!
+  { tail -c "+$((written + 1))" -s 0.1 -f --pid="$CHILD" -- "$log" | show_progress; } 9<&- &
+  progress=$!
+  wait "$CHILD" || status=$?
+  CHILD=""
+  wait "$progress" || true
+  return "$status"
+}
+
+end_child() {
+  [[ -z "$CHILD" ]] || kill "$CHILD" 2>/dev/null || true
+  exit "$1"
+}
+
 find_root() {
   ROOT="$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]:-./stdin}")")" && pwd -P)"
   if ! grep -qs '^name = "fedpipe"$' "$ROOT/pyproject.toml"; then
@@ -90,18 +117,19 @@ may_install() {
 }
 
 apt_get() {
-  local -a command=(env DEBIAN_FRONTEND=noninteractive timeout --foreground "$APT_TIMEOUT_S"
+  local -a command=(env DEBIAN_FRONTEND=noninteractive timeout "$APT_TIMEOUT_S"
     apt-get -q -o DPkg::Lock::Timeout=120 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 "$@")
   [[ "$(id -u)" == 0 ]] || command=(sudo -n "${command[@]}")
   if ((DRY_RUN)); then
     act "${command[@]}"
     return
   fi
-  local output
-  if ! output="$("${command[@]}" </dev/null 2>&1)"; then
-    tail -n 8 <<<"$output" >&2
-    return 1
-  fi
+  local log status=0
+  log="$(mktemp)"
+  logged "$log" "${command[@]}" || status=$?
+  ((status == 0)) || tail -n 8 -- "$log" >&2
+  rm -f -- "$log"
+  return "$status"
 }
 
 install_package() {
@@ -280,19 +308,12 @@ make_venv() {
   say "making the virtual environment $VENV"
   act mkdir -p -- "$VENV"
   act touch -- "$VENV/fedpipe-made"
-  local output
   if ((DRY_RUN)); then
     act "$PY" -m venv "$VENV"
-  elif ! output="$(timeout --foreground 300 "$PY" -m venv "$VENV" 2>&1 </dev/null)"; then
-    tail -n 8 <<<"$output" >&2
+  elif ! logged "$VENV/fedpipe-install.log" timeout 300 "$PY" -m venv "$VENV"; then
+    tail -n 8 -- "$VENV/fedpipe-install.log" >&2
     fail "$EXIT_UNSUPPORTED" "$PY could not make $VENV" "see the lines above" "name another Python in PYTHON"
   fi
-}
-
-# Prints large downloads only, one short line each; pip's whole output is in the log.
-show_progress() {
-  sed -u -n -e 's#^ *Downloading \([^ ]*/\)\{0,1\}\([^ ]* ([0-9.]* [MG]B)\)$#  downloading \2#p' \
-    -e 's/^Installing collected packages.*/  unpacking/p' >&2
 }
 
 pip() {
@@ -303,8 +324,7 @@ pip() {
   fi
   # Its own folder for unpacking: /tmp is often small and in memory.
   mkdir -p -- "$VENV/tmp"
-  TMPDIR="$VENV/tmp" timeout --foreground "$PIP_TIMEOUT_S" "${command[@]}" </dev/null 2>&1 |
-    tee -a -- "$VENV/fedpipe-install.log" | show_progress
+  logged "$VENV/fedpipe-install.log" env TMPDIR="$VENV/tmp" timeout "$PIP_TIMEOUT_S" "${command[@]}"
 }
 
 # pip_failed WHAT DO
@@ -415,8 +435,8 @@ run_test() {
 }
 
 main() {
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
+  trap 'end_child 130' INT
+  trap 'end_child 143' TERM
   while (($#)); do
     case "$1" in
       --dry-run) DRY_RUN=1 ;;

@@ -41,6 +41,9 @@ BF16_CAPABILITY = (8, 0)
 """What a GPU needs: the first two by bitsandbytes' installation guide, the last for bf16 in hardware."""
 
 
+_NO_GPU = 'training.device is "cuda", but there is no GPU to use: '
+
+
 class ProbeError(RuntimeError):
     """The machine cannot be measured; the message says what failed."""
 
@@ -201,11 +204,12 @@ def probe_device(
     """
     host, flags = probe_host(), probe_cpu_flags()
     accelerator = None if device == "cpu" else probe_accelerator(host)
+    if device == "cuda" and accelerator is None:
+        raise ProbeError(_NO_GPU + "the driver names none")
     threads = min(host.threads, limits.threads or host.threads)
     measured = measure_rates(host, flags, accelerator, threads=threads)
     if device == "cuda" and measured.accelerator is None:
-        reason = "; ".join(measured.notes) or "the driver names none"
-        raise ProbeError(f'training.device is "cuda", but there is no GPU to use: {reason}')
+        raise ProbeError(_NO_GPU + "; ".join(measured.notes))
     profile = build_profile(agent, measured, limits=limits, datasets=datasets, link=link, versions=probe_versions())
     return profile, measured.notes
 

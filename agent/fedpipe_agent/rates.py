@@ -96,8 +96,10 @@ def measure_in_subprocess(module: str, arguments: Sequence[str], timeout_s: floa
         RatesError: if it ends with an error, takes longer than `timeout_s` seconds, or prints no figures.
     """
     command = [sys.executable, "-m", module, *arguments]
+    # NVML counts GPUs in this order, so both sides mean the same one.
+    environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, env=environment)
     except subprocess.TimeoutExpired:
         raise RatesError(f"{module} took longer than {timeout_s:g} s: is the machine overloaded?") from None
     last_error = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

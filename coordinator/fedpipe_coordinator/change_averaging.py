@@ -147,6 +147,8 @@ def _check(global_: Factors, changes: Sequence[WeightChange]) -> None:
             raise AggregationError(
                 f"{change.agent}: components {change.indices} are not distinct numbers from 0 to {rank - 1}"
             )
+        if not (np.isfinite(change.b).all() and np.isfinite(change.a).all()):
+            raise AggregationError(f"{change.agent}: factors are not finite: refuse its update")
 
 
 def total_examples(parts: Sequence[tuple[str, int]]) -> int:

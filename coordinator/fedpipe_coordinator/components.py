@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def draw_components(
-    seed: int, round_: int, agent: str, weight: str, global_rank: int, rank: int
-) -> tuple[int, ...]:
+def draw_components(seed: int, round_: int, agent: str, weight: str, global_rank: int, rank: int) -> tuple[int, ...]:
     """Draw `rank` of `global_rank` components uniformly, without repetition, in rising order.
 
     Uses the raw output of Philox only, which numpy keeps stable: the same arguments give the same

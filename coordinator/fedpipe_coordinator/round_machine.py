@@ -33,6 +33,7 @@ DEADLINE_GRACE_S = 20.0
 EVALUATION_GRACE_S = 300.0
 MEMORY_BACKOFF = 0.8
 MAX_MISSED_ROUNDS = 3
+MAX_MEASUREMENTS = 16
 
 
 # --- collecting -------------------------------------------------------------------------------------------------
@@ -88,7 +89,8 @@ def on_report(work: Step, member: Member, message: Evaluated | Trained) -> None:
             )
         )
         return
-    work.put(member.model_copy(update={"trained": message, "standing": "offered"}))
+    measurements = (*member.measurements, message.measurement)[-MAX_MEASUREMENTS:]
+    work.put(member.model_copy(update={"trained": message, "standing": "offered", "measurements": measurements}))
     work.note(
         "trained",
         f"{member.name} trained {message.examples} examples, loss {message.train_loss:.3f}",

@@ -38,19 +38,21 @@ OPEN_PHASES: tuple[Phase, ...] = (
     "exporting",
 )
 
+_ENDS: tuple[Phase, ...] = ("failed", "stopped")
+_STEPS: tuple[tuple[Phase, Phase], ...] = (
+    ("surveying", "scoring"),
+    ("scoring", "planning"),
+    ("planning", "training"),
+    ("training", "aggregating"),
+    ("training", "planning"),  # too few updates came: the round is planned again
+    ("aggregating", "planning"),
+    ("aggregating", "evaluating"),
+    ("evaluating", "exporting"),
+    ("exporting", "done"),
+)
 TRANSITIONS: frozenset[tuple[Phase, Phase]] = frozenset(
-    [
-        ("surveying", "scoring"),
-        ("scoring", "planning"),
-        ("planning", "training"),
-        ("training", "aggregating"),
-        ("training", "planning"),  # too few updates came: the round is planned again
-        ("aggregating", "planning"),
-        ("aggregating", "evaluating"),
-        ("evaluating", "exporting"),
-        ("exporting", "done"),
-    ]
-) | frozenset((phase, end) for phase in OPEN_PHASES for end in ("failed", "stopped"))
+    (*_STEPS, *((phase, end) for phase in OPEN_PHASES for end in _ENDS))
+)
 
 Standing = Literal[
     "asked",  # has a task and has not answered it
@@ -119,6 +121,7 @@ class RunState(Value):
     pending: RoundResult | None = None
     initial_metric: Metrics | None = None
     final_metric: Metrics | None = None
+    folder: str | None = None
     note: str = ""
 
     @property

@@ -43,7 +43,9 @@ class RunView:
             self._console.print(round_table(event["data"]))
             return
         prefix = _prefix(event)
-        self._console.print(Text(f"{prefix}{_plain(event.get('text', ''))}", style=_STYLES.get(kind, "")), soft_wrap=True)
+        self._console.print(
+            Text(f"{prefix}{_plain(event.get('text', ''))}", style=_STYLES.get(kind, "")), soft_wrap=True
+        )
         if kind == "planned":
             self._console.print(plan_table(event["data"]))
 
@@ -146,7 +148,9 @@ def agents_table(agents: Mapping[str, Mapping[str, Any]]) -> RenderableType:
             "online" if entry["online"] else "offline",
             _plain((gpu or {}).get("name") or profile["host"]["cpu"])[:40],
             f"{min(free, limit or free) / MIB:.0f} MiB",
-            str(min(profile["host"]["threads"], profile.get("limits", {}).get("threads") or profile["host"]["threads"])),
+            str(
+                min(profile["host"]["threads"], profile.get("limits", {}).get("threads") or profile["host"]["threads"])
+            ),
             ",".join(str(bits) for bits in profile["supported_bits"]),
             f"{rate / 1e9:.0f} GFLOP/s",
             f"{link['uplink_bps'] / 1e6:.0f} Mbit/s" if link else "?",

@@ -82,6 +82,7 @@ def _device(state: RunState, name: str, profile: DeviceProfile) -> DeviceProblem
         held_out_examples=member.survey.held_out_examples,
         mean_tokens=member.survey.mean_tokens,
         memory_cap_bytes=member.memory_cap_bytes,
+        loaded_bits=member.plan.bits if member.plan is not None else None,
     )
 
 
@@ -101,9 +102,7 @@ def _first_adapter(state: RunState, blobs: BlobStore, folder: Path) -> BlobRef:
 
 def take_in(blobs: BlobStore, path: Path) -> BlobRef:
     """Move a file into the blob store under its content's name."""
-    ref = blobs.add_file(path)
-    path.unlink(missing_ok=True)
-    return ref
+    return blobs.ref(blobs.add_file(path, move=True))
 
 
 def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path) -> Aggregated:
@@ -115,9 +114,7 @@ def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path
         member = state.members[name]
         if member.trained is None or member.plan is None:
             raise WorkError(f"the update of {name} has no report or plan")
-        updates.append(
-            UpdateFile(name, member.trained.examples, blobs.path(sha256), dict(member.plan.components))
-        )
+        updates.append(UpdateFile(name, member.trained.examples, blobs.path(sha256), dict(member.plan.components)))
     path = folder / f"adapter-{action.round}.safetensors"
     report = aggregate_files(
         blobs.path(state.adapter.sha256),
@@ -171,5 +168,3 @@ def merge(adapter: Path, base: str, task: str, out: Path) -> None:
     if ended.returncode != 0:
         lines = [line for line in ended.stderr.splitlines() if line.strip()]
         raise WorkError(f"merging failed ({ended.returncode}): {lines[-1] if lines else 'no message'}")
-
-

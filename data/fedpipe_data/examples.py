@@ -22,8 +22,9 @@ MAX_LABEL_CHARACTERS: Final = 200
 MAX_LABELS: Final = 10_000
 """What a message between agent and coordinator can carry."""
 
-FREE_TEXT_ROWS: Final = 100
-"""From this many rows on, labels of which more than half differ are taken for free text. Labels leave the silo."""
+FREE_TEXT_ROWS: Final = (100, 1000)
+"""Labels leave the silo, free text must not. From the second number of rows on, labels of which more than half differ
+are taken for free text; from the first on, those of which more than nine in ten differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class CausalExample:
 
 
 Example = ClassificationExample | CausalExample
+E = TypeVar("E", bound=Example)
 E_co = TypeVar("E_co", bound=Example, covariant=True)
 
 
@@ -90,7 +92,7 @@ def load_dataset(source: DatasetSource, task: Task) -> Dataset[Example]:
     return Dataset(tuple(train), tuple(held_out), reader.labels(), (*reader.said, said))
 
 
-def split_by_content(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+def split_by_content(examples: Sequence[E], fraction: float) -> tuple[list[E], list[E]]:
     """Split into a training and a held-out part by a hash of the content.
 
     Content is the text for classification, and prompt and target for causal-lm, with whitespace folded; so rows that
@@ -207,10 +209,10 @@ class _Reader:
             raise type(error)(error.what, error.do, path=row.path) from None
 
     def _check_labels(self) -> None:
-        count = len(self._seen)
+        count, (few, many) = len(self._seen), FREE_TEXT_ROWS
         if count > MAX_LABELS:
             what = f"{count} different labels, at most {MAX_LABELS} are possible"
-        elif self._rows >= FREE_TEXT_ROWS and count > self._rows / 2:
+        elif self._rows >= few and count > self._rows * (0.5 if self._rows >= many else 0.9):
             what = f"{count} different labels in {self._rows} rows: that is free text, and labels leave the silo"
         else:
             return

@@ -187,11 +187,13 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise EncodingError(
             f"a text after row {number} is not UTF-8", "write the file again from UTF-8 texts", path=path
         ) from None
-    except pa.lib.ArrowException as error:
+    except (pa.lib.ArrowException, OSError, OverflowError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         # Its message may quote the file's content.
         raise MalformedError(
             f"not a sound parquet file after row {number} ({type(error).__name__})",
-            "write the file again, or set `format` to what it is",
+            "write the file again with plain columns, or set `format` to what it is",
             path=path,
         ) from None
 

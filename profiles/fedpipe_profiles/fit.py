@@ -60,12 +60,8 @@ def fit_line(points: Sequence[Point], prior: LinePrior) -> Line:
         return free
 
     # The loss is convex, so its least value within the limits lies on one of the two limits.
-    on_slope = Line(
-        prior.least_slope, max(prior.least_intercept, (yk - ak * prior.least_slope) / kk)
-    )
-    on_intercept = Line(
-        max(prior.least_slope, (ya - ak * prior.least_intercept) / aa), prior.least_intercept
-    )
+    on_slope = Line(prior.least_slope, max(prior.least_intercept, (yk - ak * prior.least_slope) / kk))
+    on_intercept = Line(max(prior.least_slope, (ya - ak * prior.least_intercept) / aa), prior.least_intercept)
 
     def loss(line: Line) -> float:
         quadratic = aa * line.slope**2 + 2 * ak * line.slope * line.intercept

@@ -10,7 +10,7 @@ frozen base needs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 from fedpipe_profiles.device import MIB, Bits, DeviceProfile
 from fedpipe_profiles.fit import Line, LinePrior, Point, fit_line
@@ -77,14 +77,16 @@ class MemoryBreakdown:
     @property
     def total_bytes(self) -> int:
         """The peak. The logits are gone when the layers' weights are dequantized, so only the larger one counts."""
-        once = sum(getattr(self, f.name) for f in fields(self))
+        once = sum(self._terms().values())
         return once - min(self.dequantized_weight, self.logits)
 
     def lines(self) -> tuple[str, ...]:
         """One readable line per term, and the total."""
-        rows = [(f.name.replace("_", " "), getattr(self, f.name)) for f in fields(self)]
-        rows.append(("total", self.total_bytes))
-        return tuple(f"{name:<20} {size / MIB:10.1f} MiB" for name, size in rows)
+        rows = self._terms() | {"total": self.total_bytes}
+        return tuple(f"{name.replace('_', ' '):<20} {size / MIB:10.1f} MiB" for name, size in rows.items())
+
+    def _terms(self) -> dict[str, int]:
+        return {term.name: getattr(self, term.name) for term in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +100,17 @@ class MemoryModel:
         if bits in self.fitted:
             return self.fitted[bits]
         known = self.fitted.values() or (DEFAULT_COEFFICIENTS,)
-        return MemoryCoefficients(
-            max(c.activation_scale for c in known), max(c.slack_bytes for c in known)
-        )
+        return MemoryCoefficients(max(c.activation_scale for c in known), max(c.slack_bytes for c in known))
 
 
-def predict_memory(
-    shape: ModelShape, config: StepConfig, coefficients: MemoryCoefficients
-) -> MemoryBreakdown:
+def predict_memory(shape: ModelShape, config: StepConfig, coefficients: MemoryCoefficients) -> MemoryBreakdown:
     """Predict the peak of one training step.
 
     Raises:
         KeyError: if the model has no weight of some name in `config.ranks`.
         ValueError: if a rank is outside of 0 to the global rank.
     """
-    return step_memory(
-        shape, config, adapter_size(shape, config.ranks, config.global_rank), coefficients
-    )
+    return step_memory(shape, config, adapter_size(shape, config.ranks, config.global_rank), coefficients)
 
 
 def step_memory(
@@ -175,9 +171,7 @@ def _layer_activations(shape: ModelShape, setting: StepSetting) -> float:
 def _products(shape: ModelShape) -> float:
     """Matrices per layer that lead from the hidden to the intermediate width: 2 with a gate, else 1."""
     outputs = sum(
-        w.d_out
-        for w in shape.weights
-        if w.d_in == shape.hidden_size and w.d_out % shape.intermediate_size == 0
+        w.d_out for w in shape.weights if w.d_in == shape.hidden_size and w.d_out % shape.intermediate_size == 0
     )
     if shape.intermediate_size == shape.hidden_size:
         return 1.0
@@ -215,12 +209,10 @@ def fit_memory(
             num_labels=num_labels,
             kind=kind,
         )
-        counted = step_memory(shape, setting, _measured_size(shape, m), MemoryCoefficients(1.0, 0))
+        counted = step_memory(shape, setting, measured_size(shape, m), MemoryCoefficients(1.0, 0))
         static = counted.total_bytes - counted.activations
         sd = _RELATIVE_SD * m.peak_bytes + MIB
-        points.setdefault(m.bits, []).append(
-            Point(counted.activations, float(m.peak_bytes - static), sd)
-        )
+        points.setdefault(m.bits, []).append(Point(counted.activations, float(m.peak_bytes - static), sd))
     return MemoryModel({bits: _above(found) for bits, found in points.items()})
 
 
@@ -231,7 +223,8 @@ def _above(points: Sequence[Point]) -> MemoryCoefficients:
     return MemoryCoefficients(slope, line.intercept + max(0.0, under))
 
 
-def _measured_size(shape: ModelShape, m: StepMeasurement) -> AdapterSize:
+def measured_size(shape: ModelShape, m: StepMeasurement) -> AdapterSize:
+    """The adapters of a measured step; its ranks are estimated by the mean width of the weights."""
     adapters = max(0, m.trainable_parameters - shape.head_parameters)
     mean_width = sum(w.d_in + w.d_out for w in shape.weights) / len(shape.weights)
     return AdapterSize(m.trainable_parameters, m.side_parameters, adapters / mean_width)
@@ -246,8 +239,3 @@ def context_bytes(profile: DeviceProfile, measurements: Sequence[StepMeasurement
 def with_margin(context: int, total_bytes: float) -> float:
     """Bytes that the whole process must be lent to train with a predicted peak of `total_bytes`."""
     return context + total_bytes * (1 + SAFETY_MARGIN)
-
-
-def without_ranks(config: StepConfig) -> StepConfig:
-    """The same step with every adapter on the frozen side path."""
-    return replace(config, ranks=dict.fromkeys(config.ranks, 0))

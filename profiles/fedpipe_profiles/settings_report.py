@@ -5,6 +5,7 @@ Owns the wording only; `settings_file.py` reads the file.
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 _SHOWN_CHARACTERS = 80
 _ANY_NAME = "*"
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_SUBJECT = re.compile(r"^[A-Z][a-z]+ (?=should )")
 
 Key = tuple[str, ...]
 
@@ -23,7 +26,7 @@ class SettingsReport:
     """Words pydantic's errors as lines, in the order of the type's keys."""
 
     def __init__(self, model: type[BaseModel], tables: Mapping[str, Any], overridden: AbstractSet[Key]) -> None:
-        self._known = tuple(_known_keys(model))
+        self._known = tuple(known_keys(model))
         self._tables = tables
         self._overridden = overridden
 
@@ -92,7 +95,7 @@ class SettingsReport:
         return f"unknown key; known here: {', '.join(names)}"
 
 
-def _known_keys(model: type[BaseModel], prefix: Key = ()) -> Iterator[Key]:
+def known_keys(model: type[BaseModel], prefix: Key = ()) -> Iterator[Key]:
     """Every key that `model` knows, tables included; `*` stands for a name of the person's choice."""
     for name, field in model.model_fields.items():
         key = (*prefix, name)
@@ -102,7 +105,7 @@ def _known_keys(model: type[BaseModel], prefix: Key = ()) -> Iterator[Key]:
 
 def _keys_under(annotation: Any, key: Key) -> Iterator[Key]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield from _known_keys(annotation, key)
+        yield from known_keys(annotation, key)
     elif typing.get_origin(annotation) is dict:
         yield (*key, _ANY_NAME)
         yield from _keys_under(typing.get_args(annotation)[1], (*key, _ANY_NAME))
@@ -127,7 +130,7 @@ def _named(pattern: Key, key: Key) -> Key:
 
 def _wording(message: str) -> str:
     """What is allowed, in TOML's words."""
-    text = message.removeprefix("Value error, ").removeprefix("Input ")
+    text = _SUBJECT.sub("", message.removeprefix("Value error, "))
     for theirs, ours in (
         ("a valid array", "a list"),
         ("an object", "a table"),
@@ -145,4 +148,4 @@ def shown(value: Any) -> str:
 
 def dotted(key: Key) -> str:
     """A key as TOML writes it, with quotes where a part needs them."""
-    return ".".join(part if part.replace("-", "_").isidentifier() else json.dumps(part) for part in key)
+    return ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in key)

@@ -26,9 +26,8 @@ def compute_dtype(kind: DeviceKind, bits: Bits) -> ComputeDtype:
     On a processor bf16 is used only when it is asked for, because most processors have no fast bf16; on a GPU only 32
     bits compute in float32.
     """
-    if kind == "cpu":
-        return "bfloat16" if bits == 16 else "float32"
-    return "float32" if bits == 32 else "bfloat16"
+    in_bf16: tuple[Bits, ...] = (16,) if kind == "cpu" else (4, 8, 16)
+    return "bfloat16" if bits in in_bf16 else "float32"
 
 
 def compute_bytes(kind: DeviceKind, bits: Bits) -> int:

@@ -13,7 +13,7 @@ from statistics import geometric_mean
 
 from fedpipe_profiles.device import Bits, DeviceProfile
 from fedpipe_profiles.fit import LinePrior, Point, fit_line
-from fedpipe_profiles.memory import base_bytes
+from fedpipe_profiles.memory import base_bytes, measured_size
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
 from fedpipe_profiles.step import (
@@ -51,14 +51,6 @@ class TimingCoefficients:
 
 
 DEFAULT_TIMING = TimingCoefficients()
-_PRIOR = LinePrior(
-    slope=DEFAULT_TIMING.slowdown,
-    slope_sd=DEFAULT_TIMING.slowdown,
-    intercept=0.0,
-    intercept_sd=0.05,
-    least_slope=0.02,
-    least_intercept=0.0,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +111,7 @@ def predict_step_s(
         KeyError: if the model has no weight of some name in `config.ranks`.
         ValueError: if a rank is outside of 0 to the global rank.
     """
-    return step_s(
-        shape, config, adapter_size(shape, config.ranks, config.global_rank), rates, coefficients
-    )
+    return step_s(shape, config, adapter_size(shape, config.ranks, config.global_rank), rates, coefficients)
 
 
 def step_s(
@@ -136,9 +126,7 @@ def step_s(
     return coefficients.slowdown * counted + coefficients.overhead_s
 
 
-def counted_step_s(
-    shape: ModelShape, setting: StepSetting, size: AdapterSize, rates: DeviceRates
-) -> float:
+def counted_step_s(shape: ModelShape, setting: StepSetting, size: AdapterSize, rates: DeviceRates) -> float:
     """Seconds of the counted operations and bytes of one step at the device's measured rates."""
     passes = 3 if setting.gradient_checkpointing else 2
     frozen = shape.weight_parameters + size.side_parameters
@@ -164,17 +152,13 @@ def evaluation_example_s(
     return coefficients.evaluation_slowdown * _counted_evaluation_s(shape, setting, size, rates)
 
 
-def _counted_evaluation_s(
-    shape: ModelShape, setting: StepSetting, size: AdapterSize, rates: DeviceRates
-) -> float:
+def _counted_evaluation_s(shape: ModelShape, setting: StepSetting, size: AdapterSize, rates: DeviceRates) -> float:
     parameters = shape.weight_parameters + size.side_parameters + size.trainable_parameters
     per_token = 2 * parameters + 4 * shape.layers * setting.sequence_length * shape.hidden_size
     if setting.task == "causal-lm":
         per_token += 2 * shape.vocabulary_size * shape.hidden_size
     matmul_s = setting.sequence_length * per_token / rates.flops(setting.bits)
-    return (
-        matmul_s + _dequantized_bytes(shape, setting) / rates.bytes_per_s / setting.batch_size
-    )
+    return matmul_s + _dequantized_bytes(shape, setting) / rates.bytes_per_s / setting.batch_size
 
 
 def _dequantized_bytes(shape: ModelShape, setting: StepSetting) -> int:
@@ -204,13 +188,14 @@ def fit_timing(
     *,
     task: Task,
 ) -> TimingModel:
-    """Fit the coefficients per bit width to measured steps, oldest first; the weight of a step halves with each newer one."""
+    """Fit the coefficients per bit width to measured steps, oldest first.
+
+    The weight of a step halves with each newer one.
+    """
     groups: dict[Bits, list[StepMeasurement]] = {}
     for m in measurements:
         groups.setdefault(m.bits, []).append(m)
-    return TimingModel(
-        {bits: _fit_bits(shape, found, rates, task) for bits, found in groups.items()}
-    )
+    return TimingModel({bits: _fit_bits(shape, found, rates, task) for bits, found in groups.items()})
 
 
 def _fit_bits(
@@ -226,13 +211,24 @@ def _fit_bits(
             task=task,
             kind=rates.kind,
         )
-        size = AdapterSize(m.trainable_parameters, m.side_parameters, 0)
+        size = measured_size(shape, m)
         counted = counted_step_s(shape, setting, size, rates)
         points.append(Point(counted, m.step_s, _RELATIVE_SD * m.step_s * _HALVING**age))
         if m.evaluation_example_s is not None:
             expected = _counted_evaluation_s(shape, setting, size, rates)
             ratios.append((0.5**age, m.evaluation_example_s / expected))
-    line = fit_line(points, _PRIOR)
+    line = fit_line(
+        points,
+        LinePrior(
+            slope=DEFAULT_TIMING.slowdown,
+            slope_sd=DEFAULT_TIMING.slowdown,
+            intercept=0.0,
+            # a constant of the order of the shortest step is as likely as none
+            intercept_sd=0.5 * min(m.step_s for m in measurements),
+            least_slope=0.02,
+            least_intercept=0.0,
+        ),
+    )
     loads = [m.load_s for m in measurements if m.load_s > 0]
     total = sum(weight for weight, _ in ratios)
     return TimingCoefficients(

@@ -12,7 +12,7 @@ short kills its reader with SIGBUS, and its pages count as the reader's own.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -186,18 +186,14 @@ class TensorFile:
             raise TensorError(f"{name}: expected {entry.spec.nbytes} bytes, got {got}: cut short")
         return values
 
-    def items(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Every tensor, one in memory at a time."""
-        for name in self._entries:
-            yield name, self.read(name)
-
     def check_finite(self) -> None:
         """Read every tensor once.
 
         Raises:
             TensorError: naming the first that holds a NaN or an infinity.
         """
-        for name, values in self.items():
+        for name in self._entries:
+            values = self.read(name)
             if not np.isfinite(values).all():
                 count = int(np.count_nonzero(~np.isfinite(values)))
                 raise TensorError(f"{name}: {count} of {values.size} values are not finite")

@@ -1,8 +1,8 @@
 """The topic tree: who writes where. Names are checked before they become part of a topic.
 
-    fedpipe/<federation>/agents/<agent>/up/{presence,profile,contribution,report,blob/<sha256>/<n>}
-    fedpipe/<federation>/agents/<agent>/down/{task,ack,blob}
-    fedpipe/<federation>/broadcast/{run,blob/<sha256>/<n>}
+fedpipe/<federation>/agents/<agent>/up/{presence,profile,contribution,report,blob/<sha256>/<n>}
+fedpipe/<federation>/agents/<agent>/down/{task,ack,blob}
+fedpipe/<federation>/broadcast/{run,blob/<sha256>/<n>}
 """
 
 import re

@@ -29,7 +29,6 @@ from fedpipe_wire.tensors import (
     b_name,
     check_tensors,
     head_name,
-    spec_of,
 )
 
 TRAINED = "trained"
@@ -244,7 +243,7 @@ def write_update(path: Path, on_base: Attached) -> None:
     for name, pair in on_base.factors.get(TRAINED, {}).items():
         tensors[a_name(name)], tensors[b_name(name)] = pair
     arrays = {name: tensors[name].detach().cpu().numpy() for name in sorted(tensors)}
-    with TensorWriter(path, {name: spec_of(values) for name, values in arrays.items()}) as writer:
+    with TensorWriter(path, {name: TensorSpec(values.shape) for name, values in arrays.items()}) as writer:
         for name, values in arrays.items():
             writer.write(name, values)
 

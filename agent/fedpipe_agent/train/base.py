@@ -17,10 +17,18 @@ from torch import nn
 from fedpipe_agent.train.errors import ModelError
 from fedpipe_agent.train.fingerprint import weight_files
 from fedpipe_agent.train.memory import Meter, is_out_of_memory
-from fedpipe_agent.train.shape import AUTO_CLASSES, Task, candidates, head_names, other_linear_names
-from fedpipe_agent.train.shape import read_config, skeleton
+from fedpipe_agent.train.shape import (
+    AUTO_CLASSES,
+    Task,
+    candidates,
+    head_names,
+    other_linear_names,
+    read_config,
+    skeleton,
+)
 from fedpipe_profiles.device import Bits
 from fedpipe_profiles.model import WeightShape
+from fedpipe_profiles.step import compute_dtype
 
 Device = Literal["cpu", "cuda"]
 
@@ -40,18 +48,12 @@ class Base:
     initial_head: dict[str, torch.Tensor]
     load_s: float
 
-    @property
-    def longest(self) -> int | None:
-        """Most positions that the model has, None where it names no limit."""
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return longest if isinstance(longest, int) else None
 
-
-def compute_dtype(bits: Bits, device: Device) -> torch.dtype:
-    """What the base computes in. A CPU without matrix units is slower in bf16: there only 16 bits use it."""
-    if device == "cpu":
-        return torch.bfloat16 if bits == 16 else torch.float32  # noqa: PLR2004 - bits are named in device.py
-    return torch.float32 if bits == 32 else torch.bfloat16  # noqa: PLR2004 - as above
+def torch_dtype(bits: Bits, device: Device) -> torch.dtype:
+    """What the base computes in, and what is not quantized is kept in."""
+    dtype = getattr(torch, compute_dtype(device, bits))
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def locate(model: str) -> Path:
@@ -67,13 +69,12 @@ def locate(model: str) -> Path:
         raise ModelError(f"model folder {model} does not exist: check the job's model, or map it in agent.toml")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a hub id needs it
 
-    top_level = {"ignore_patterns": ["*/*"]}
     try:
-        snapshot = Path(snapshot_download(model, allow_patterns=_CONFIGURATION, **top_level))
-        if not any(snapshot.glob("*.safetensors")):
-            snapshot = Path(snapshot_download(model, allow_patterns=["*.safetensors"], **top_level))
-        if not any(snapshot.glob("*.safetensors")):
-            snapshot = Path(snapshot_download(model, allow_patterns=["pytorch_model*.bin"], **top_level))
+        for patterns in _WANTED:
+            # a model of several forms has some in folders of their own
+            snapshot = Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*"]))
+            if any(snapshot.glob("*.safetensors")):
+                break
     except Exception as error:
         raise ModelError(
             f"model {model!r} is neither a folder here nor to be had from the hub ({type(error).__name__}: {error}); "
@@ -82,7 +83,11 @@ def locate(model: str) -> Path:
     return snapshot
 
 
-_CONFIGURATION = ["*.json", "*.txt", "*.model", "*.jinja"]
+_WANTED = (
+    ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"],
+    ["pytorch_model*.bin"],
+)
+"""What is fetched of a hub's model: the second only where there are no safetensors."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -125,7 +130,7 @@ def load_base(
             model, report = AUTO_CLASSES[task].from_pretrained(
                 folder,
                 config=config,
-                dtype=compute_dtype(bits, device),
+                dtype=torch_dtype(bits, device),
                 quantization_config=_quantization(bits, device, other_linear_names(outline, task)),
                 device_map={"": device},
                 local_files_only=True,
@@ -164,7 +169,7 @@ def _quantization(bits: Bits, device: Device, skip: Sequence[str]) -> Any:
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=compute_dtype(bits, device),
+                bnb_4bit_compute_dtype=torch_dtype(bits, device),
                 llm_int8_skip_modules=skipped,
             )
         case 8:

@@ -73,8 +73,8 @@ def _matmul_times(
     device: torch.device, dtype: Dtype, shape: tuple[int, int, int], synchronize: Callable[[], None]
 ) -> tuple[float, ...]:
     m, k, n = shape
-    left = torch.ones((m, k), dtype=_TYPES[dtype], device=device)
-    right = torch.ones((k, n), dtype=_TYPES[dtype], device=device)
+    left = torch.randn((m, k), dtype=_TYPES[dtype], device=device)
+    right = torch.randn((k, n), dtype=_TYPES[dtype], device=device)
     out = torch.empty((m, n), dtype=_TYPES[dtype], device=device)
 
     def multiply() -> None:

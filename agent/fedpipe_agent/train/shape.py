@@ -38,12 +38,25 @@ def read_config(folder: Path, task: Task, labels: Sequence[str]) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the configuration of {folder} cannot be used: {_first_line(error)}") from error
     if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"{folder} holds a quantized model: give the plain one, each device quantizes it to its own bits")
+        raise ModelError(
+            f"{folder} holds a quantized model: give the plain one, each device quantizes it to its own bits"
+        )
     if task == "sequence-classification":
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
     return config
+
+
+def check_length(folder: Path, sequence_length: int) -> None:
+    """Check that the model has that many positions.
+
+    Raises:
+        ModelError: if it has fewer.
+    """
+    longest = getattr(read_config(folder, "causal-lm", ()).get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and sequence_length > longest:
+        raise ModelError(f"train.sequence_length is {sequence_length}, the model has {longest} positions: lower it")
 
 
 def skeleton(config: Any, task: Task) -> Any:
@@ -81,9 +94,7 @@ def candidates(model: Any, task: Task) -> tuple[WeightShape, ...]:
 def other_linear_names(model: Any, task: Task) -> tuple[str, ...]:
     """Names of the linear layers that are no candidates, and so are never quantized."""
     chosen = {weight.name for weight in candidates(model, task)}
-    return tuple(
-        name for name, module in model.named_modules() if _size(module) is not None and name not in chosen
-    )
+    return tuple(name for name, module in model.named_modules() if _size(module) is not None and name not in chosen)
 
 
 def _size(module: nn.Module) -> tuple[int, int] | None:
@@ -108,9 +119,7 @@ def read_shape(folder: Path, task: Task, labels: Sequence[str]) -> ModelShape:
     if not weights:
         raise ModelError(f"architecture {config.model_type!r} has no linear layer to put an adapter on")
     parameters = dict(model.named_parameters())
-    head = tuple(
-        ParameterShape(name=name, shape=tuple(parameters[name].shape)) for name in head_names(model, task)
-    )
+    head = tuple(ParameterShape(name=name, shape=tuple(parameters[name].shape)) for name in head_names(model, task))
     total = sum(parameter.numel() for parameter in parameters.values())
     counted = sum(weight.parameters for weight in weights) + sum(parameter.parameters for parameter in head)
     text = config.get_text_config()

@@ -86,9 +86,7 @@ class Stepper:
         self._base, self._settings, self._meter = base, settings, meter
         self._parameters = on_base.trainable
         # the fused kernel needs no temporary copies of the parameters
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True
-        )
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
         self._steps = 0
         set_training(base, checkpointing=settings.checkpointing)
 
@@ -152,30 +150,41 @@ class Stepper:
             settings.actions.append(
                 f"step {self._steps + 1}: out of memory at {now} examples, now {settings.micro_batch} at a time"
             )
-        elif not settings.checkpointing:
+        elif not settings.checkpointing and self._base.model.supports_gradient_checkpointing:
             settings.checkpointing = True
             set_training(self._base, checkpointing=True)
             settings.actions.append(f"step {self._steps + 1}: out of memory at 1 example, checkpointing turned on")
         else:
             raise MemoryExceededError(
-                f"out of memory at 1 example with checkpointing, limit {self._meter.limit_bytes // MIB} MiB ({said}): "
+                f"out of memory at 1 example at a time, limit {self._meter.limit_bytes // MIB} MiB ({said}): "
                 "fewer bits, a shorter sequence or a larger limit is needed",
                 self._meter.peak_bytes(),
             )
 
 
 def set_training(base: Base, *, checkpointing: bool) -> None:
-    """Training mode. Checkpointing is the non-reentrant kind, which needs no gradient at the embeddings."""
+    """Training mode. Checkpointing is the non-reentrant kind, which needs no gradient at the embeddings.
+
+    Raises:
+        ModelError: if checkpointing is asked for and the architecture does not know it.
+    """
+    if checkpointing and not base.model.supports_gradient_checkpointing:
+        raise ModelError(f"{type(base.model).__name__} does not support gradient checkpointing: plan without it")
     base.model.train()
-    if checkpointing:
-        base.model.gradient_checkpointing_enable({"use_reentrant": False})
-    elif base.model.is_gradient_checkpointing:
-        base.model.gradient_checkpointing_disable()
+    _set_checkpointing(base.model, on=checkpointing)
 
 
 def set_evaluation(base: Base) -> None:
     """Evaluation mode: no dropout, no checkpointing."""
-    if base.model.is_gradient_checkpointing:
-        base.model.gradient_checkpointing_disable()
+    _set_checkpointing(base.model, on=False)
     base.model.eval()
     keep_dequantizing(base.model, base.device)
+
+
+def _set_checkpointing(model: Any, *, on: bool) -> None:
+    # transformers renames both methods within its fifth version; the later name where there is one
+    stem = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{stem}_checkpointing_enable")({"use_reentrant": False})
+    elif model.supports_gradient_checkpointing:
+        getattr(model, f"{stem}_checkpointing_disable")()

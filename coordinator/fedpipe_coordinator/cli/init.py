@@ -39,9 +39,7 @@ def init(
     check_name(name, "federation name")
     home = Home(folder.resolve())
     if home.settings.exists():
-        raise CliError(
-            f"{home.settings} exists already: edit it, or name another folder", ExitCode.BAD_SETTINGS
-        )
+        raise CliError(f"{home.settings} exists already: edit it, or name another folder", ExitCode.BAD_SETTINGS)
     home.path.mkdir(parents=True, exist_ok=True)
     home.path.chmod(0o700)
     text = _TEMPLATE.format(name=name, host=host, port=port, managed=str(managed).lower())

@@ -21,6 +21,7 @@ def run(
         list[str] | None, typer.Option("--set", "-s", help="Override a key, as in rounds.number=10; repeatable.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show what happens until the run ends.")] = False,  # noqa: FBT002  # a flag on the command line
+    out: Annotated[Path | None, typer.Option(help="The run's folder; under the federation's when left out.")] = None,
     home: HomeOption = None,
     output: FormatOption = OutputFormat.TABLE,
 ) -> None:
@@ -30,21 +31,22 @@ def run(
     """
     place = find_home(home)
     settings = load_job(job, override or ())
-    reply = next(ask(place.path, {"op": "run", "job": settings.model_dump(mode="json")}), {})
+    request = {"op": "run", "job": settings.model_dump(mode="json")}
+    reply = next(ask(place.path, request | ({"folder": str(out.resolve())} if out else {})), {})
     if "error" in reply:
         raise CliError(reply["error"], ExitCode.RUN_FAILED)
     name = reply["run"]
     if not watch:
         typer.echo(json.dumps(reply) if output is OutputFormat.JSON else name)
         return
-    summary = watch_run(place, name)
+    summary = watch_run(place, name, folder=out)
     if output is OutputFormat.JSON:
         typer.echo(json.dumps(summary))
     else:
-        typer.echo(str(place.run(name)))
+        typer.echo(str(out or place.run(name)))
 
 
-def watch_run(home: Home, name: str) -> dict[str, Any]:
+def watch_run(home: Home, name: str, folder: Path | None = None) -> dict[str, Any]:
     """Show a run until it ends and return its summary.
 
     Raises:
@@ -55,7 +57,7 @@ def watch_run(home: Home, name: str) -> dict[str, Any]:
         if "error" in event:
             raise CliError(event["error"], ExitCode.RUN_FAILED)
         view.show(event)
-    summary: dict[str, Any] = json.loads((home.run(name) / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads(((folder or home.run(name)) / "summary.json").read_text())
     if summary["phase"] != "done":
         raise CliError(f"run {name} {summary['phase']}: {summary['note']}", ExitCode.RUN_FAILED)
     return summary

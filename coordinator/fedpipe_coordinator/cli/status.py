@@ -18,7 +18,9 @@ def status(home: HomeOption = None, output: FormatOption = OutputFormat.TABLE) -
     if output is OutputFormat.JSON:
         typer.echo(json.dumps(reply))
         return
-    table = Table(title=f"federation {reply['federation']}: {reply['agents_online']} agents online", title_justify="left")
+    table = Table(
+        title=f"federation {reply['federation']}: {reply['agents_online']} agents online", title_justify="left"
+    )
     for name in ("run", "phase", "round", "first metric", "last metric", "note"):
         table.add_column(name)
     for entry in reply["runs"]:

@@ -12,7 +12,9 @@ from fedpipe_coordinator.serve import Server
 
 
 def up(
-    home: Annotated[Path | None, typer.Argument(help="The federation's folder; $FEDPIPE_HOME or here if left out.")] = None,
+    home: Annotated[
+        Path | None, typer.Argument(help="The federation's folder; $FEDPIPE_HOME or here if left out.")
+    ] = None,
 ) -> None:
     """Run the coordinator, and its broker if that is managed, until Ctrl-C or SIGTERM.
 

@@ -116,13 +116,17 @@ def allot(count: int, silos: int, sizes: Sequence[float], minimum: int = 1) -> l
             f"{count} examples cannot give {silos} silos at least {minimum} each: take fewer silos, or more examples"
         )
     weights = np.array(sizes, dtype=np.float64) / max(sizes)
-    exact = weights / weights.sum() * count
-    counts = np.floor(exact).astype(np.int64)
-    short = np.argsort(counts - exact, kind="stable")[: count - int(counts.sum())]
-    counts[short] += 1
-    while counts.min() < minimum:
-        counts[int(counts.argmin())] += 1
-        counts[int(counts.argmax())] -= 1
+    counts = np.full(silos, minimum, dtype=np.int64)
+    # Those whose share is under the minimum get it, and the others share the rest; that may bring more under it.
+    free = np.ones(silos, dtype=np.bool_)
+    while free.any():
+        exact = np.where(free, weights, 0.0) / weights[free].sum() * (count - minimum * int((~free).sum()))
+        if not (small := free & (exact < minimum)).any():
+            counts[free] = np.floor(exact[free])
+            order = np.argsort(np.where(free, counts - exact, np.inf), kind="stable")
+            counts[order[: count - int(counts.sum())]] += 1
+            break
+        free &= ~small
     return [int(number) for number in counts]
 
 

@@ -1,0 +1,51 @@
+"""The command line `fedpipe-agent`: one module per verb.
+
+Errors that a user can cause end with one message and a documented exit code, never with a traceback.
+"""
+
+import logging
+import sys
+
+import typer
+
+from fedpipe_agent.cli import probe, run
+from fedpipe_agent.exit_codes import ExitCode
+from fedpipe_agent.probe import ProbeError
+from fedpipe_agent.state_folder import InUseError, StateFolderError
+from fedpipe_profiles.settings_file import SettingsError
+from fedpipe_wire.topics import TopicError
+from fedpipe_wire.transport import TransportError
+
+app = typer.Typer(
+    name="fedpipe-agent",
+    help="The agent of one silo: measures this machine, trains on its private data, sends what it learned.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run.run)
+app.command("probe")(probe.probe)
+
+_CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
+    (SettingsError, ExitCode.BAD_AGENT_FILE),
+    (TopicError, ExitCode.BAD_AGENT_FILE),
+    (TransportError, ExitCode.BROKER_UNREACHABLE),
+    (InUseError, ExitCode.IDENTITY_IN_USE),
+    (StateFolderError, ExitCode.STATE_FOLDER_UNUSABLE),
+    (ProbeError, ExitCode.INTERNAL_ERROR),
+)
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # the last border before the user: known errors speak for themselves
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
+        if code is None:
+            logging.getLogger("fedpipe").exception("unexpected error")
+            sys.exit(ExitCode.INTERNAL_ERROR)
+        typer.secho(f"fedpipe-agent: {error}", err=True, fg=typer.colors.RED)
+        typer.secho(f"  (exit code {int(code)}: {code.help})", err=True, dim=True)
+        sys.exit(code)

@@ -1,0 +1,256 @@
+"""The work behind each request, on one base model that stays loaded between rounds.
+
+Owns the order of things within a request and within its budget. Reading requests and writing replies is `serve.py`'s.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import cast
+
+import torch
+
+from fedpipe_agent.train.adapters import Attached, attached, read_plan, write_update
+from fedpipe_agent.train.base import Base, load_base, load_tokenizer, locate, quiet_libraries
+from fedpipe_agent.train.data import Encoder, batches, mean_padded_tokens, sample
+from fedpipe_agent.train.errors import MemoryExceededError, ModelError, TrainerError
+from fedpipe_agent.train.evaluate import evaluate
+from fedpipe_agent.train.loop import Watch, measurement, train, warm_up_steps, write_reserve_s
+from fedpipe_agent.train.memory import is_out_of_memory, open_meter
+from fedpipe_agent.train.score import Work, bits_in_order, score
+from fedpipe_agent.train.shape import check_length, read_shape
+from fedpipe_agent.train.step import StepSettings
+from fedpipe_agent.trainer_protocol import (
+    EvaluatedReply,
+    EvaluateRequest,
+    Opened,
+    OpenRequest,
+    ProgressReply,
+    Reply,
+    ScoredReply,
+    ScoreRequest,
+    Surveyed,
+    SurveyRequest,
+    TrainedReply,
+    TrainRequest,
+)
+from fedpipe_data.examples import load_dataset
+from fedpipe_profiles.device import Bits
+from fedpipe_wire.messages import Metrics
+
+EVALUATION_PART = 0.5
+"""Share of the time left after loading that the evaluation may take."""
+
+_SURVEYED_EXAMPLES = 1000
+_PROGRESS_EVERY_S = 0.5
+
+
+class Worker:
+    """One run's work.
+
+    Args:
+        request: What to work on.
+        say: Takes every reply.
+        clock: Monotonic seconds.
+
+    Raises:
+        TrainerError: if the model or the device cannot be used, or if the limit is too small.
+        DataError: if the dataset cannot be used.
+    """
+
+    def __init__(
+        self, request: OpenRequest, say: Callable[[Reply], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        quiet_libraries()
+        torch.set_num_threads(request.threads)
+        if request.device == "cuda" and not torch.cuda.is_available():
+            raise TrainerError(
+                "no CUDA device is usable here: check the driver with nvidia-smi, then restart the agent"
+            )
+        self._terms = request.terms
+        self._device = request.device
+        self._supported = tuple(cast("Bits", bits) for bits in request.supported_bits)
+        self._say, self._clock = say, clock
+        self._folder = locate(request.model)
+        self._dataset = load_dataset(request.dataset, request.terms.task)
+        self.meter = open_meter(request.device, request.memory_limit_bytes)
+        self._base: Base | None = None
+        self._said_at = float("-inf")
+        say(Opened(context_bytes=self.meter.context_bytes, versions=_versions()))
+
+    def survey(self, _request: SurveyRequest) -> None:
+        """Say shape, labels and counts."""
+        shape = read_shape(self._folder, self._terms.task, self._dataset.labels)
+        check_length(self._folder, self._terms.sequence_length)
+        encoder = Encoder(load_tokenizer(self._folder), self._dataset.labels, self._terms.sequence_length)
+        some = sample(self._dataset.train, _SURVEYED_EXAMPLES, self._terms.seed)
+        groups = list(
+            batches(some, encoder, batch_size=max(self._terms.batch_sizes), wanted=len(some), seed=self._terms.seed)
+        )
+        self._say(
+            Surveyed(
+                shape=shape,
+                labels=self._dataset.labels,
+                train_examples=len(self._dataset.train),
+                held_out_examples=len(self._dataset.held_out),
+                mean_tokens=mean_padded_tokens(groups, self._terms.sequence_length),
+            )
+        )
+
+    def score(self, request: ScoreRequest) -> None:
+        """Say the contribution of every weight, and measured steps."""
+        received = self._clock()
+        shape = read_shape(self._folder, self._terms.task, request.labels)
+        work = Work(
+            terms=self._terms,
+            shape=shape,
+            train=self._dataset.train,
+            held_out=self._dataset.held_out,
+            encoder=Encoder(load_tokenizer(self._folder), request.labels, self._terms.sequence_length),
+            load=lambda bits: self._load(bits, request.labels),
+            meter=self.meter,
+            clock=self._clock,
+            said=lambda done, of: self._progress("scoring", done, of),
+        )
+        order = bits_in_order(shape, self._terms, self._supported, self._device, self.meter.available_bytes)
+        left = request.budget_s - (self._clock() - received)
+        found = score(work, order, wanted_batches=request.batches, budget_s=left)
+        self._say(ScoredReply(contribution=found.contribution, measurements=found.measurements))
+
+    def evaluate(self, request: EvaluateRequest) -> None:
+        """Say the metrics of the adapter."""
+        base = self._load(request.plan.bits, request.labels)
+        with attached(base, read_plan(base, request.adapter, request.plan), scale=request.plan.scale):
+            self._evaluate(base, request, stop_at=float("inf"))
+
+    def train(self, request: TrainRequest) -> None:
+        """Say the metrics of the adapter, train, write the update, and say what was done."""
+        received = self._clock()
+        base = self._load(request.plan.bits, request.labels)
+        with attached(base, read_plan(base, request.adapter, request.plan), scale=request.plan.scale) as on_base:
+            if not on_base.trainable:
+                raise ModelError("the plan trains no weight and the model has no head: nothing to do")
+            self.meter.release()
+            self.meter.reset()
+            started, stop_at = self._clock(), received + request.budget_s
+            metrics = self._evaluate(base, request, started + EVALUATION_PART * (stop_at - started))
+            seconds = (self._clock() - started) / metrics.examples
+            reply = self._train(base, on_base, request, stop_at, seconds)
+        self._say(reply.model_copy(update={"compute_s": self._clock() - received}))
+
+    def _train(
+        self, base: Base, on_base: Attached, request: TrainRequest, stop_at: float, evaluation_s: float
+    ) -> TrainedReply:
+        plan = request.plan
+        settings = StepSettings(
+            sequence_length=plan.sequence_length,
+            learning_rate=plan.learning_rate,
+            warm_up_steps=warm_up_steps(-(-plan.examples // plan.batch_size)),
+            micro_batch=plan.batch_size,
+            checkpointing=plan.gradient_checkpointing,
+        )
+        trained = train(
+            base,
+            on_base,
+            batches(
+                self._dataset.train,
+                self._encoder(base, plan.sequence_length),
+                batch_size=plan.batch_size,
+                wanted=plan.examples,
+                seed=plan.seed,
+            ),
+            settings=settings,
+            seed=plan.seed,
+            watch=Watch(
+                clock=self._clock,
+                stop_at=stop_at - write_reserve_s(on_base.trainable_parameters),
+                meter=self.meter,
+                said=lambda done, loss: self._progress("training", done, plan.examples, loss),
+            ),
+        )
+        if trained.examples < plan.examples:
+            settings.actions.append(f"out of time after {trained.examples} of {plan.examples} examples")
+        figures = measurement(
+            base,
+            on_base,
+            trained,
+            batch_size=plan.batch_size,
+            meter=self.meter,
+            evaluation_example_s=max(1e-9, evaluation_s),
+        )
+        write_update(request.update, on_base)
+        return TrainedReply(
+            examples=trained.examples,
+            steps=trained.steps,
+            train_loss=trained.loss,
+            measurement=figures,
+            compute_s=0.0,
+            actions=tuple(settings.actions),
+        )
+
+    def _evaluate(self, base: Base, request: TrainRequest | EvaluateRequest, stop_at: float) -> Metrics:
+        plan = request.plan
+        examples = sample(self._dataset.held_out, self._terms.evaluation_examples, self._terms.seed)
+        encoder = self._encoder(base, plan.sequence_length)
+        groups = list(
+            batches(examples, encoder, batch_size=plan.batch_size, wanted=len(examples), seed=self._terms.seed)
+        )
+        metrics = evaluate(
+            base,
+            groups,
+            sequence_length=plan.sequence_length,
+            meter=self.meter,
+            may_go_on=lambda: self._clock() < stop_at,
+            said=lambda done: self._progress("evaluating", done, len(examples)),
+        )
+        self._say(EvaluatedReply(metrics=metrics))
+        return metrics
+
+    def _encoder(self, base: Base, sequence_length: int) -> Encoder:
+        return Encoder(base.tokenizer, base.labels, sequence_length)
+
+    def _load(self, bits: Bits, labels: Sequence[str]) -> Base:
+        """The base at `bits`: the one in memory where it fits the request, else a new one in its place."""
+        if self._base is not None and (self._base.bits, self._base.labels) == (bits, tuple(labels)):
+            return self._base
+        self.forget()
+        check_length(self._folder, self._terms.sequence_length)
+        self._progress("loading", 0, 0)
+        self._base = load_base(
+            self._folder,
+            self._terms.task,
+            labels,
+            bits=bits,
+            device=self._device,
+            seed=self._terms.seed,
+            meter=self.meter,
+        )
+        return self._base
+
+    def forget(self) -> None:
+        """Drop the base, and give its memory back."""
+        self._base = None
+        self.meter.release()
+
+    def after_error(self, error: BaseException) -> None:
+        """Leave nothing behind of a failed request but what is known to be sound."""
+        if isinstance(error, MemoryExceededError) or not isinstance(error, TrainerError):
+            self.forget()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether the error says that memory ran out."""
+        return is_out_of_memory(error)
+
+    def peak_bytes(self) -> int:
+        """The most memory that was held since the request's work began."""
+        return self.meter.peak_bytes()
+
+    def _progress(self, stage: str, done: int, of: int, loss: float | None = None) -> None:
+        now = self._clock()
+        if now - self._said_at >= _PROGRESS_EVERY_S:
+            self._said_at = now
+            self._say(ProgressReply.model_validate({"stage": stage, "done": done, "of": of, "loss": loss}))
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}

@@ -1,0 +1,298 @@
+"""The managed broker: a Mosquitto that this process configures, starts, watches and stops.
+
+Owns its configuration, its process and the reasons why it may not start. It never speaks MQTT beyond one login that
+tells whether the broker answers; sessions are `fedpipe_wire.mqtt`'s.
+"""
+
+import ctypes
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedpipe_coordinator.port_holder import port_holder
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+OLDEST = (2, 0)
+MAX_PACKET_BYTES = 2_000_000
+_SEARCH = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
+_PR_SET_PDEATHSIG = 1
+_START_S = 15.0
+_STOP_S = 10.0
+_PORT_TRIES = 5
+_LOGIN = bytes.fromhex("10 0d 00 04 4d 51 54 54 05 02 00 3c 00 00 00")
+"""An MQTT 5 CONNECT of an empty client identifier with a clean start (MQTT 5.0, 3.1)."""
+_CONNACK = 0x20
+
+
+class BrokerError(Exception):
+    """The managed broker cannot be started."""
+
+
+class BrokerMissingError(BrokerError):
+    """There is no Mosquitto on this machine."""
+
+
+class BrokerTooOldError(BrokerError):
+    """The Mosquitto here does not speak MQTT 5 as this system needs it."""
+
+
+class PortInUseError(BrokerError):
+    """Somebody else listens on the port."""
+
+
+class BrokerDiedError(BrokerError):
+    """Mosquitto ended, or did not answer, after it was started; the message has its last words."""
+
+
+def find_mosquitto() -> Path:
+    """Where the program is: on PATH, or where packages put servers.
+
+    Raises:
+        BrokerMissingError: naming the package and how to install it.
+        BrokerTooOldError: with the version found and the version needed.
+    """
+    found = shutil.which("mosquitto") or shutil.which("mosquitto", path=os.pathsep.join(_SEARCH))
+    if found is None:
+        raise BrokerMissingError(
+            "mosquitto is not installed: install the package `mosquitto` "
+            "(sudo apt-get install mosquitto, or sudo dnf install mosquitto), or name a broker of your own"
+        )
+    version = mosquitto_version(Path(found))
+    if version < OLDEST:
+        found_text, oldest = ".".join(map(str, version)), ".".join(map(str, OLDEST))
+        raise BrokerTooOldError(f"{found} is version {found_text}, at least {oldest} is needed: upgrade mosquitto")
+    return Path(found)
+
+
+def mosquitto_version(binary: Path) -> tuple[int, ...]:
+    """Version of a Mosquitto, as it says itself.
+
+    Raises:
+        BrokerMissingError: if it does not run or says none.
+    """
+    try:
+        said = subprocess.run(
+            [binary, "-h"], capture_output=True, text=True, timeout=10, check=False, stdin=subprocess.DEVNULL
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BrokerMissingError(f"{binary} does not run: {error}") from None
+    match = re.search(r"mosquitto version (\d+)\.(\d+)(?:\.(\d+))?", said)
+    if match is None:
+        raise BrokerMissingError(f"{binary} does not say its version; it said {said[:80]!r}")
+    return tuple(int(part) for part in match.groups(default="0"))
+
+
+def write_config(folder: Path, host: str, port: int, extra: Sequence[str] = ()) -> Path:
+    """Write `mosquitto.conf` into a folder; its path. `extra` lines come last.
+
+    Raises:
+        BrokerError: if the host is not loopback: without enrolment anybody who reaches the port may read and write.
+    """
+    if host not in LOOPBACK:
+        raise BrokerError(
+            f"a broker without logins listens on loopback only ({', '.join(sorted(LOOPBACK))}), not on {host}: "
+            "let agents on other machines in through a broker with logins of your own"
+        )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lines = [
+        "# Written by FedPipe at every start: changes here are lost.",
+        f"listener {port} {host}",
+        "allow_anonymous true",
+        # Started by root, Mosquitto would become `mosquitto`, who may not write here.
+        *_user(),
+        "persistence true",
+        f"persistence_location {folder.absolute()}/",
+        "persistence_file mosquitto.db",
+        "autosave_interval 60",
+        "persistent_client_expiration 7d",
+        f"max_packet_size {MAX_PACKET_BYTES}",
+        "max_inflight_messages 20",
+        # Beyond these a queue drops silently; the transfers notice and ask again.
+        "max_queued_messages 20000",
+        "max_queued_bytes 1073741824",
+        "set_tcp_nodelay true",
+        "sys_interval 0",
+        "log_dest stderr",
+        "log_type error",
+        "log_type warning",
+        "log_type notice",
+        "log_timestamp_format %Y-%m-%dT%H:%M:%S",
+        *extra,
+    ]
+    path = folder / "mosquitto.conf"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.chmod(0o600)
+    return path
+
+
+class ManagedBroker:
+    """One Mosquitto as a child process.
+
+    It dies with the thread that called `start` (the kernel's rule for its parent-death signal), so call it from the
+    main thread. It is a session of its own: Ctrl-C in the terminal reaches the coordinator, which stops it last.
+
+    Args:
+        folder: for its configuration, database and log (`mosquitto.log`).
+        host: loopback address to listen on.
+        port: 0 chooses a free one, again at every start that finds it taken.
+        extra: more lines of configuration.
+    """
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1", port: int = 0, *, extra: Sequence[str] = ()) -> None:
+        self.folder, self.host, self.port = folder, host, port
+        self.log = folder / "mosquitto.log"
+        self._any_port = port == 0
+        self._extra = tuple(extra)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, or None when it does not run."""
+        return self._process.pid if self._process is not None and self.is_alive else None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it and wait until it answers a login.
+
+        Raises:
+            BrokerMissingError: if there is no Mosquitto.
+            BrokerTooOldError: if it is older than 2.0.
+            PortInUseError: if the port is taken.
+            BrokerDiedError: if it ends or does not answer.
+            BrokerError: if the host is not loopback, or it runs already.
+        """
+        if self.is_alive:
+            raise BrokerError(f"the broker runs already, as process {self.pid}")
+        binary = find_mosquitto()
+        for attempt in range(_PORT_TRIES):
+            if self.port == 0 or (self._any_port and attempt):
+                self.port = free_port(self.host)
+            try:
+                _check_port(self.host, self.port)
+                self._launch(binary)
+            except PortInUseError:
+                if not self._any_port or attempt == _PORT_TRIES - 1:
+                    raise
+            else:
+                return
+
+    def stop(self) -> None:
+        """Let it save its database and end; kill it if it does not. May be called twice."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _launch(self, binary: Path) -> None:
+        config = write_config(self.folder, self.host, self.port, self._extra)
+        with self.log.open("ab") as log:
+            begin = log.tell()
+            self._process = subprocess.Popen(
+                [binary, "-c", config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509 -- one prepared system call, no locks
+            )
+        deadline = time.monotonic() + _START_S
+        while self._process.poll() is None and time.monotonic() < deadline:
+            if _answers(self.host, self.port):
+                return
+            try:
+                self._process.wait(0.02)
+            except subprocess.TimeoutExpired:
+                continue
+        code = self._process.poll()
+        self.kill()
+        words = _last_lines(self.log, begin)
+        if "Address already in use" in words:
+            raise _in_use(self.host, self.port)
+        ended = f"did not answer within {_START_S:g} s" if code is None else f"ended with code {code}"
+        raise BrokerDiedError(f"mosquitto on {self.host}:{self.port} {ended}; the end of {self.log}:\n{words}")
+
+
+def _user() -> list[str]:
+    try:
+        return [f"user {pwd.getpwuid(os.geteuid()).pw_name}"]
+    except KeyError:  # a container's user without a name: Mosquitto changes nobody but root
+        return []
+
+
+def _die_with_parent() -> Callable[[], None]:
+    # Loaded before the fork: the child may only make system calls.
+    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
+
+    def set_death_signal() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the signal was asked for
+            os._exit(1)
+
+    return set_death_signal
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket(_family(host)) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(_family(host)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Mosquitto does
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            raise BrokerError(f"port {port} may not be opened by this user: choose one from 1024") from None
+        except OSError:
+            raise _in_use(host, port) from None
+
+
+def _in_use(host: str, port: int) -> PortInUseError:
+    holder = port_holder(port)
+    who = "another program listens there" if holder is None else f"{holder} listens there"
+    return PortInUseError(f"port {port} on {host} is in use: {who}; stop it or choose another port")
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1.0) as probe:
+            probe.sendall(_LOGIN)
+            answer = probe.recv(1)
+    except OSError:
+        return False
+    return bool(answer) and answer[0] == _CONNACK
+
+
+def _last_lines(path: Path, begin: int, most: int = 8) -> str:
+    with path.open("rb") as file:
+        file.seek(begin)
+        lines = file.read(65536).decode(errors="replace").splitlines()
+    return "\n".join(lines[-most:]) or "(nothing)"

@@ -1,0 +1,85 @@
+"""What the command line may ask of a running coordinator, and the answers.
+
+Owns the requests' forms: `run`, `watch`, `stop`, `status`, `agents`. Called on the service's own thread only.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from fedpipe_coordinator.config import Job
+from fedpipe_coordinator.control import ControlRequest
+from fedpipe_coordinator.metrics import metrics_data
+from fedpipe_coordinator.run_state import RunState
+
+if TYPE_CHECKING:
+    from fedpipe_coordinator.service import Service
+
+
+def handle(service: "Service", request: ControlRequest) -> None:
+    """Answer a request; one of an unknown form is told so."""
+    data = request.data
+    match data.get("op"):
+        case "run":
+            request.answer(_run(service, data))
+        case "watch":
+            _watch(service, request)
+        case "stop":
+            request.answer(_stop(service, str(data.get("run"))))
+        case "status":
+            request.answer(
+                {
+                    "federation": service.home.path.name,
+                    "agents_online": service.registry.online(),
+                    "runs": service.describe_runs(),
+                }
+            )
+        case "agents":
+            request.answer({"agents": service.registry.describe()})
+        case other:
+            request.answer({"error": f"unknown request {other!r}: are fedpipe and the coordinator of one version?"})
+
+
+def describe(state: RunState) -> dict[str, Any]:
+    """A run as plain data."""
+    return {
+        "run": state.run,
+        "job": state.job.job.name,
+        "phase": state.phase,
+        "round": state.round,
+        "rounds": state.job.rounds.number,
+        "agents": {member.name: member.standing for member in state.members.values()},
+        "initial_metric": metrics_data(state.initial_metric) or None,
+        "final_metric": metrics_data(state.final_metric) or None,
+        "note": state.note,
+    }
+
+
+def _run(service: "Service", data: dict[str, Any]) -> dict[str, Any]:
+    try:
+        job = Job.model_validate(data.get("job"))
+    except ValidationError as error:
+        return {"error": f"the job is not valid: {error}"}
+    folder = data.get("folder")
+    return {"run": service.submit(job, str(folder) if folder else None)}
+
+
+def _watch(service: "Service", request: ControlRequest) -> None:
+    run = str(request.data.get("run"))
+    state = service.runs.get(run)
+    if state is None:
+        request.answer({"error": f"no run {run!r}: 'fedpipe status' lists them"})
+        return
+    if not state.open:
+        service.watchers.end(run)
+    service.watchers.follow(run, request.replies)
+
+
+def _stop(service: "Service", run: str) -> dict[str, Any]:
+    state = service.runs.get(run)
+    if state is None:
+        return {"error": f"no run {run!r}: 'fedpipe status' lists them"}
+    if not state.open:
+        return {"error": f"run {run} is over already: {state.phase}"}
+    service.stop_run(run)
+    return {"run": run}

@@ -1,0 +1,79 @@
+"""All of a running coordinator put together: broker, store, session, service and control socket.
+
+Owns starting them in order and ending them in the opposite one.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from fedpipe_coordinator.broker import ManagedBroker
+from fedpipe_coordinator.config import Federation
+from fedpipe_coordinator.control import ControlServer
+from fedpipe_coordinator.exchange import Exchange
+from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.service import Service
+from fedpipe_coordinator.store import SqliteStore
+from fedpipe_wire.blob_files import BlobStore
+from fedpipe_wire.mqtt import MqttTransport
+from fedpipe_wire.topics import Topics
+
+
+class Server:
+    """A coordinator for one federation's folder; a context manager."""
+
+    def __init__(self, home: Home, settings: Federation, log: Callable[[str], None]) -> None:
+        self._home = home
+        self._settings = settings
+        self._log = log
+        self._stack = ExitStack()
+        self._service: Service | None = None
+
+    def __enter__(self) -> Self:
+        """Start everything but the work itself.
+
+        Raises:
+            BrokerError: if the managed broker cannot be started.
+            StoreError: if the store cannot be opened.
+            ControlError: if a coordinator runs in this folder already.
+        """
+        with ExitStack() as stack:
+            # First the socket's test for a second coordinator, then the broker whose port the first one holds.
+            service: list[Service] = []
+            control = ControlServer(self._home.path, lambda request: service[0].post(request))  # noqa: PLW0108  # the service is made later
+            stack.callback(control.close)
+            broker = self._settings.broker
+            port = broker.port
+            if broker.managed:
+                managed = ManagedBroker(self._home.broker, broker.host, broker.port)
+                managed.start()
+                stack.callback(managed.stop)
+                self._log(f"Mosquitto listens on {broker.host}:{managed.port}")
+                port = managed.port
+            store = SqliteStore(self._home.store)
+            stack.callback(store.close)
+            name = self._settings.federation
+            transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator")
+            blobs = BlobStore(self._home.blobs)
+            exchange = Exchange(transport, Topics(name), blobs, store.next_counter, self._log)
+            service.append(Service(self._home, store, blobs, exchange, self._log))
+            self._service = service[0]
+            stack.callback(service[0].close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def serve(self) -> None:
+        """Work until `request_stop`."""
+        assert self._service is not None
+        self._service.serve()
+
+    def request_stop(self) -> None:
+        """Let `serve` return soon; may be called from a signal handler."""
+        if self._service is not None:
+            self._service.request_stop()

@@ -1,0 +1,210 @@
+"""What a device could do: every allowed bits, batch size and checkpointing, with its linear costs.
+
+Owns the step from the memory and time models to the numbers that the search compares. Chooses nothing.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fedpipe_profiles.device import Bits
+from fedpipe_profiles.memory import (
+    SAFETY_MARGIN,
+    SIDE_BYTES,
+    TRAINABLE_BYTES,
+    MemoryModel,
+    context_bytes,
+    fit_memory,
+    rank_bytes,
+    step_memory,
+)
+from fedpipe_profiles.problem import DeviceProblem, JobProblem
+from fedpipe_profiles.step import AdapterSize, StepSetting, device_kind
+from fedpipe_profiles.timing import (
+    DeviceRates,
+    TimingModel,
+    device_rates,
+    evaluation_example_s,
+    fit_timing,
+    load_s,
+    step_s,
+    transfer_s,
+)
+
+TIME_SLACK = 0.1
+"""Share of a deadline that no plan uses, for what the time model does not know."""
+
+FIDELITY: dict[Bits, float] = {32: 1.0, 16: 1.0, 8: 0.999, 4: 0.98}
+"""How much an example trained on a compressed base counts. Our choice, small on purpose: among plans that are otherwise
+equal, the frozen weights are compressed no more than the device needs."""
+
+UNMEASURED_UPLINK_BPS = 20e6
+UNMEASURED_DOWNLINK_BPS = 100e6
+UNMEASURED_LATENCY_S = 0.1
+
+Resource = Literal["memory", "time", "link"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One way to train, with costs that are linear in the trained adapter parameters and ranks.
+
+    `memory_bytes` and `step_s` hold with every adapter on the side path; the `per_` terms are added for each adapter
+    parameter, or rank, that is trained instead.
+    """
+
+    setting: StepSetting
+    fidelity: float
+    memory_bytes: float
+    memory_per_parameter: float
+    memory_per_rank: float
+    step_s: float
+    step_per_parameter_s: float
+    prepare_s: float
+    down_s: float
+    up_s: float
+    up_per_parameter_s: float
+    up_bytes: int
+
+    @property
+    def fixed_s(self) -> float:
+        """Seconds of a round beside its steps and its adapters' upload."""
+        return self.down_s + self.prepare_s + self.up_s
+
+    def memory(self, parameters: float, ranks: float) -> float:
+        """Predicted peak in bytes, runtime context not counted."""
+        return self.memory_bytes + self.memory_per_parameter * parameters + self.memory_per_rank * ranks
+
+    def compute_s(self, steps: float, parameters: float) -> float:
+        """Seconds of loading, evaluating and training."""
+        return self.prepare_s + steps * (self.step_s + self.step_per_parameter_s * parameters)
+
+    def round_s(self, steps: float, parameters: float) -> float:
+        """Seconds from receipt of the task to the update's acknowledgement."""
+        transfers = self.down_s + self.up_s + self.up_per_parameter_s * parameters
+        return transfers + self.compute_s(steps, parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a plan may use: bytes of predicted peak, seconds, and bytes of an update."""
+
+    memory_bytes: float
+    time_s: float
+    up_bytes: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A device's problem, ready to be solved for any deadline. `options` are in order of seconds per example."""
+
+    options: tuple[Option, ...]
+    wanted: int
+    context_bytes: int
+    limit_bytes: float
+    capped: bool
+    up_bytes: float
+
+    def budget(self, deadline_s: float) -> Budget:
+        """What a round of this deadline allows."""
+        memory = (self.limit_bytes - self.context_bytes) / (1 + SAFETY_MARGIN)
+        return Budget(memory, deadline_s * (1 - TIME_SLACK), self.up_bytes)
+
+    def smallest_round_s(self, first: tuple[float, float]) -> float | None:
+        """Seconds of the shortest round that fits the memory, with `first` parameters and ranks; None if none does."""
+        room = self.budget(math.inf).memory_bytes
+        fitting = [option for option in self.options if option.memory(*first) <= room]
+        return min((option.round_s(1, first[0]) for option in fitting), default=None)
+
+
+def prepare(job: JobProblem, device: DeviceProblem) -> Prepared:
+    """Fit the device's models and list its options."""
+    profile = device.profile
+    context = context_bytes(profile, device.measurements)
+    lent = float(profile.memory_limit_bytes())
+    cap = device.memory_cap_bytes
+    capped = math.inf if cap is None else context + (cap - 1) * (1 + SAFETY_MARGIN)
+    wanted = min(job.examples_per_round, device.train_examples)
+    rates = device_rates(profile)
+    memory = fit_memory(job.shape, device.measurements, kind=rates.kind, task=job.task, num_labels=job.num_labels)
+    timing = fit_timing(job.shape, device.measurements, rates, task=job.task)
+    batches = sorted({b for b in job.batch_sizes if b <= wanted}) or [min(job.batch_sizes)]
+    options = [
+        _option(job, device, setting, memory, timing, rates)
+        for bits in sorted(set(profile.supported_bits), reverse=True)
+        for batch in batches
+        for checkpointing in (False, True)
+        for setting in (_setting(job, device, bits, batch, checkpointing=checkpointing),)
+    ]
+    options.sort(key=lambda o: (o.step_s / o.setting.batch_size, o.memory_bytes))
+    up_bytes = math.inf if device.up_budget_bytes is None else float(device.up_budget_bytes)
+    return Prepared(tuple(options), wanted, context, min(lent, capped), capped < lent, up_bytes)
+
+
+def _setting(job: JobProblem, device: DeviceProblem, bits: Bits, batch: int, *, checkpointing: bool) -> StepSetting:
+    return StepSetting(
+        bits=bits,
+        batch_size=batch,
+        sequence_length=job.sequence_length,
+        gradient_checkpointing=checkpointing,
+        task=job.task,
+        num_labels=job.num_labels,
+        kind=device_kind(device.profile),
+    )
+
+
+def _option(
+    job: JobProblem,
+    device: DeviceProblem,
+    setting: StepSetting,
+    memory: MemoryModel,
+    timing: TimingModel,
+    rates: DeviceRates,
+) -> Option:
+    shape, head = job.shape, job.shape.head_parameters
+    space, pace = memory.coefficients(setting.bits), timing.coefficients(setting.bits)
+    usual = replace(setting, sequence_length=device.mean_tokens)
+    frozen = AdapterSize(head, job.adapter_parameters, 0)
+    trained = AdapterSize(head + job.adapter_parameters, 0, 0)
+    step = step_s(shape, usual, frozen, rates, pace)
+    whole = step_s(shape, usual, trained, rates, pace)
+    held_out = min(job.evaluation_examples, device.held_out_examples)
+    prepare_s = held_out * evaluation_example_s(shape, usual, frozen, rates, pace)
+    if setting.bits != device.loaded_bits:
+        prepare_s += load_s(shape, pace)
+    up_bps, down_bps, latency_s = _link(device)
+    return Option(
+        setting=setting,
+        fidelity=FIDELITY[setting.bits],
+        memory_bytes=step_memory(shape, setting, frozen, space).total_bytes + 1,
+        memory_per_parameter=TRAINABLE_BYTES - SIDE_BYTES,
+        memory_per_rank=space.activation_scale * rank_bytes(shape, setting),
+        step_s=step,
+        step_per_parameter_s=(whole - step) / job.adapter_parameters,
+        prepare_s=prepare_s,
+        down_s=transfer_s(job.down_bytes, down_bps, latency_s) if job.needs_download else 0.0,
+        up_s=transfer_s(4 * head, up_bps, latency_s),
+        up_per_parameter_s=8 * 4 / up_bps,
+        up_bytes=4 * head,
+    )
+
+
+def _link(device: DeviceProblem) -> tuple[float, float, float]:
+    """Uplink and downlink in bits per second, and latency; what the owner lends of the uplink counts."""
+    link, lent = device.profile.link, device.profile.limits.uplink_bps
+    up = UNMEASURED_UPLINK_BPS if link is None else link.uplink_bps
+    down = UNMEASURED_DOWNLINK_BPS if link is None else link.downlink_bps
+    latency = UNMEASURED_LATENCY_S if link is None else link.latency_s
+    return (up if lent is None else min(up, lent)), down, latency
+
+
+def relaxed(options: tuple[Option, ...], budget: Budget, resource: Resource) -> tuple[tuple[Option, ...], Budget]:
+    """The same problem as if one resource were endless: its memory, its speed, or its link."""
+    match resource:
+        case "memory":
+            return options, replace(budget, memory_bytes=math.inf)
+        case "time":
+            return tuple(replace(o, step_s=0.0, step_per_parameter_s=0.0, prepare_s=0.0) for o in options), budget
+        case "link":
+            free = tuple(replace(o, down_s=0.0, up_s=0.0, up_per_parameter_s=0.0) for o in options)
+            return free, replace(budget, up_bytes=math.inf)

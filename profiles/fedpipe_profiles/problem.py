@@ -1,0 +1,162 @@
+"""What the planner is asked: one job, and one problem per device.
+
+Owns the frozen inputs and their checks. Never decides anything.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpipe_profiles.device import Bits, DeviceProfile
+from fedpipe_profiles.model import ModelShape
+from fedpipe_profiles.plan import StepMeasurement
+from fedpipe_profiles.step import Task
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+class PlanningError(ValueError):
+    """The planner was asked something that has no answer; the message says which input to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProblem:
+    """One device, as far as a plan depends on it."""
+
+    profile: DeviceProfile
+    measurements: tuple[StepMeasurement, ...]
+    """Steps that it really took, oldest first; may be empty."""
+    train_examples: int
+    held_out_examples: int
+    mean_tokens: float
+    """Padded tokens per example, mean over its own data."""
+    memory_cap_bytes: int | None = None
+    """A predicted peak must stay below this; set after the device reported an out-of-memory error."""
+    up_budget_bytes: int | None = None
+    """The most that one update may have, where the link is paid for or shared."""
+    loaded_bits: Bits | None = None
+    """Bit width of the base that its trainer still holds, if any: loading that one costs no time."""
+
+    def __post_init__(self) -> None:
+        if self.train_examples < 1 or self.mean_tokens <= 0:
+            raise PlanningError(
+                f"agent {self.profile.agent} has {self.train_examples} training examples of "
+                f"{self.mean_tokens} tokens: leave agents without data out of the round"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Increments:
+    """Every single step up the rank ladder that a device may take, `(K,)` each.
+
+    `previous` is the index of the step below on the same weight, or -1; `gains` are shares of the total contribution.
+    """
+
+    names: tuple[str, ...]
+    weight: Integers
+    previous: Integers
+    ranks: Floats
+    parameters: Floats
+    gains: Floats
+
+    @property
+    def first(self) -> tuple[float, float]:
+        """Parameters and ranks of the smallest step that a device can begin with."""
+        begin = np.flatnonzero(self.previous < 0)
+        smallest = begin[np.argmin(self.parameters[begin])]
+        return float(self.parameters[smallest]), float(self.ranks[smallest])
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobProblem:
+    """The job's side of planning.
+
+    `curves` names the weights that the global adapter covers: `curves[weight][k - 1]` is the contribution of rank k,
+    averaged over the agents.
+
+    Raises:
+        PlanningError: with all problems of the job at once.
+    """
+
+    shape: ModelShape
+    curves: Mapping[str, tuple[float, ...]]
+    rank_ladder: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    global_rank: int
+    sequence_length: int
+    task: Task
+    num_labels: int = 0
+    examples_per_round: int
+    evaluation_examples: int
+    learning_rate: float
+    scale: float
+    seed: int
+    needs_download: bool = True
+
+    def __post_init__(self) -> None:
+        known = {weight.name for weight in self.shape.weights}
+        unknown = sorted(self.curves.keys() - known)
+        smallest = min(self.rank_ladder, default=0)
+        problems = {
+            f"no rank of the ladder {list(self.rank_ladder)} is from 1 to the global rank "
+            f"{self.global_rank}: add one": not 1 <= smallest <= self.global_rank,
+            f"batch sizes {list(self.batch_sizes)}: give at least one, each at least 1": min(
+                self.batch_sizes, default=0
+            )
+            < 1,
+            f"examples per round is {self.examples_per_round}: at least 1 is needed": (self.examples_per_round < 1),
+            f"the model has no weight {', '.join(unknown[:3])}: score the contribution with this model": bool(unknown),
+            "no weight has any contribution: every gradient was zero, check data and labels": not any(
+                value > 0 for curve in self.curves.values() for value in curve
+            ),
+        }
+        if any(problems.values()):
+            raise PlanningError("; ".join(text for text, wrong in problems.items() if wrong))
+
+    @cached_property
+    def increments(self) -> Increments:
+        """The ladder steps of all weights, in the order of the curves; steps that gain nothing are left out."""
+        ladder = sorted({rank for rank in self.rank_ladder if rank <= self.global_rank})
+        total = sum(_at(curve, self.global_rank) for curve in self.curves.values())
+        rows: list[tuple[int, int, float, float, float]] = []
+        for index, (name, curve) in enumerate(self.curves.items()):
+            shape = self.shape.weight(name)
+            below, previous = 0, -1
+            for rank in ladder:
+                gain = _at(curve, rank) - _at(curve, below)
+                if gain <= 0:
+                    break
+                added = rank - below
+                rows.append((index, previous, added, added * (shape.d_in + shape.d_out), gain / total))
+                below, previous = rank, len(rows) - 1
+        weight, before, ranks, parameters, gains = zip(*rows, strict=True)
+        return Increments(
+            tuple(self.curves),
+            np.array(weight, dtype=np.int64),
+            np.array(before, dtype=np.int64),
+            np.array(ranks, dtype=np.float64),
+            np.array(parameters, dtype=np.float64),
+            np.array(gains, dtype=np.float64),
+        )
+
+    @cached_property
+    def adapter_parameters(self) -> int:
+        """Parameters of the whole global adapter, without the parameters trained whole."""
+        widths = {weight.name: weight.d_in + weight.d_out for weight in self.shape.weights}
+        return self.global_rank * sum(widths[name] for name in self.curves)
+
+    @property
+    def down_bytes(self) -> int:
+        """Bytes of the broadcast: the whole global adapter and the head, in fp32."""
+        if not self.needs_download:
+            return 0
+        return 4 * (self.adapter_parameters + self.shape.head_parameters)
+
+
+def _at(curve: tuple[float, ...], rank: int) -> float:
+    """The curve's value at a rank; a curve ends where it stops rising."""
+    return 0.0 if rank == 0 or not curve else curve[min(rank, len(curve)) - 1]

@@ -1,0 +1,188 @@
+"""Blobs as files named by their content: `<sha256>` is whole, verified and synced.
+
+Owns one folder and the space in it. No blob is ever held in memory. What is still arriving is `blob_partial.py`'s.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fedpipe_wire.blob_bits import BlobDiskError, BlobError, check_size
+from fedpipe_wire.blob_partial import PartialBlob, blocks, disk_error, sync_folder
+from fedpipe_wire.blobs import BlobSettings
+from fedpipe_wire.messages import BlobRef
+
+RESERVE_BYTES = 64 << 20
+_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+class BlobStore:
+    """A folder of blobs. One process uses it at a time.
+
+    Args:
+        folder: made if it is not there.
+        max_bytes: larger blobs are refused.
+        free_bytes: free space of a folder; a test may say otherwise.
+        reserve_bytes: space that must stay free after a transfer.
+        chunk_bytes: of the references that this store gives.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_bytes: int = BlobSettings().max_bytes,
+        free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
+        reserve_bytes: int = RESERVE_BYTES,
+        chunk_bytes: int = BlobSettings().chunk_bytes,
+    ) -> None:
+        self.folder, self.max_bytes, self.chunk_bytes = folder, max_bytes, chunk_bytes
+        self._free_bytes, self._reserve_bytes = free_bytes, reserve_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BlobDiskError(f"cannot make the folder {folder} for blobs: {error.strerror}") from None
+        for left in folder.glob("*.new"):  # of an `add` that was killed
+            left.unlink()
+
+    def path(self, sha256: str) -> Path:
+        """Where a whole blob lies, or would lie.
+
+        Raises:
+            BlobError: if this is not a name of a blob.
+        """
+        if _NAME.fullmatch(sha256) is None:
+            raise BlobError(f"blob name {sha256[:80]!r} is not 64 lower-case hexadecimal digits")
+        return self.folder / sha256
+
+    def has(self, sha256: str) -> bool:
+        """Whether the whole blob is here."""
+        return self.path(sha256).is_file()
+
+    def names(self) -> list[str]:
+        """Whole blobs, sorted."""
+        return sorted(path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+
+    def ref(self, sha256: str) -> BlobRef:
+        """The reference to a whole blob.
+
+        Raises:
+            BlobError: if it is not here.
+        """
+        try:
+            size = self.path(sha256).stat().st_size
+        except OSError as error:
+            raise disk_error("find", sha256, error) from None
+        return BlobRef(sha256=sha256, size=size, chunk_bytes=self.chunk_bytes)
+
+    def add_bytes(self, data: bytes) -> BlobRef:
+        """Keep bytes durably under the name of their content.
+
+        Raises:
+            BlobError: if there are none or too many, or the disk does not take them.
+        """
+        return self.ref(self._add(iter((data,)), len(data)))
+
+    def add_file(self, path: Path, *, move: bool = False) -> BlobRef:
+        """Keep a file's bytes durably under the name of their content. `move` takes the file itself where it can.
+
+        Raises:
+            BlobError: if it is empty, too large or unreadable, or the disk does not take it.
+        """
+        try:
+            size = path.stat().st_size
+            if move and size and path.stat().st_dev == self.folder.stat().st_dev:
+                self._check_total(size, str(path))
+                with path.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                    os.fsync(file.fileno())
+                path.replace(self.path(sha256))
+                sync_folder(self.folder)
+                return self.ref(sha256)
+            with path.open("rb") as file:
+                sha256 = self._add(blocks(file), size)
+            if move:
+                path.unlink()
+        except OSError as error:
+            raise disk_error("add", str(path), error) from None
+        return self.ref(sha256)
+
+    def read_chunk(self, sha256: str, index: int, chunk_bytes: int) -> bytes:
+        """One chunk of a whole blob.
+
+        Raises:
+            BlobError: if the blob is not here or has no such chunk.
+        """
+        try:
+            with self.path(sha256).open("rb", buffering=0) as file:
+                data = os.pread(file.fileno(), chunk_bytes, index * chunk_bytes) if index >= 0 else b""
+        except OSError as error:
+            raise disk_error("read", sha256, error) from None
+        if not data:
+            raise BlobError(f"blob {sha256[:12]} has no chunk {index} of {chunk_bytes} bytes")
+        return data
+
+    def remove(self, sha256: str) -> None:
+        """Forget a blob, whole or partial; nothing happens if it is not here."""
+        path = self.path(sha256)
+        for each in (path, path.with_suffix(".part"), path.with_suffix(".map")):
+            each.unlink(missing_ok=True)
+
+    def open_partial(self, ref: BlobRef) -> PartialBlob:
+        """Begin to receive a blob, or go on where an earlier process stopped.
+
+        Raises:
+            BlobError: if it is larger than allowed, or the disk has no room for what is missing.
+        """
+        check_size(ref, self.max_bytes)
+        partial = PartialBlob(self.folder, ref)
+        try:
+            partial.open()
+            missing = ref.size - partial.have.bit_count() * ref.chunk_bytes
+            self.check_room(max(0, missing), f"blob {ref.sha256[:12]}")
+        except OSError as error:
+            partial.close()
+            raise disk_error("begin", ref.sha256, error) from None
+        except BlobError:
+            partial.close()
+            raise
+        return partial
+
+    def check_room(self, needed_bytes: int, what: str) -> None:
+        """Refuse what would fill the disk.
+
+        Raises:
+            BlobDiskError: naming what is needed and what is free.
+        """
+        free, needed = self._free_bytes(self.folder), needed_bytes + self._reserve_bytes
+        if free < needed:
+            raise BlobDiskError(
+                f"{what} needs {needed} bytes ({self._reserve_bytes} of them in reserve), {free} are free in "
+                f"{self.folder}: make room or move the folder"
+            )
+
+    def _add(self, blocks: Iterator[bytes], size: int) -> str:
+        self._check_total(size, "blob")
+        self.check_room(size, "blob")
+        digest = hashlib.sha256()
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".new", delete=False) as file:
+                new = Path(file.name)
+                for block in blocks:
+                    digest.update(block)
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.path(digest.hexdigest()))
+            sync_folder(self.folder)
+        except OSError as error:
+            raise disk_error("add", "of this process", error) from None
+        return digest.hexdigest()
+
+    def _check_total(self, size: int, what: str) -> None:
+        if not 0 < size <= self.max_bytes:
+            raise BlobError(f"{what} has {size} bytes, 1 to {self.max_bytes} are taken")

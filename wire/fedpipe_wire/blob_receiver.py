@@ -1,0 +1,190 @@
+"""The receiving state machine at work: chunks from topics into a store.
+
+Owns which blobs are expected and from whom. Everything happens in the owner's thread and nothing waits: the owner
+passes on what its transport's queue delivers, calls `tick` after it, takes the outcomes and acts on them, and sleeps
+until the time that `tick` said.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from fedpipe_wire import blobs
+from fedpipe_wire.blob_bits import BlobDiskError, BlobError, chunk_count, encode_bitmap
+from fedpipe_wire.blob_files import BlobStore
+from fedpipe_wire.blob_outcomes import BlobArrived, BlobFailed, BlobWanted, Clock
+from fedpipe_wire.blob_partial import PartialBlob
+from fedpipe_wire.blobs import BlobSettings
+from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.topics import Address
+
+
+@dataclass(slots=True)
+class _Transfer:
+    """A blob that is arriving, and who can send it; the first source is the one that is asked."""
+
+    ref: BlobRef
+    sources: deque[str | None]
+    partial: PartialBlob
+    state: blobs.Receiving
+    attempts_left: int
+    actions: deque[blobs.ReceiverAction] = field(default_factory=deque)
+
+
+class BlobReceiver:
+    """Receives blobs into a store, any number at once.
+
+    Args:
+        store: where they go.
+        clock: monotonic seconds.
+        settings: how much to ask for, and when.
+
+    Attributes:
+        outcomes: what the owner must act on, in order: requests to send, blobs that are whole, blobs given up.
+    """
+
+    def __init__(self, store: BlobStore, clock: Clock, *, settings: BlobSettings) -> None:
+        self._store, self._clock, self._settings = store, clock, settings
+        self._transfers: dict[str, _Transfer] = {}
+        self.outcomes: deque[BlobWanted | BlobArrived | BlobFailed] = deque()
+
+    def expect(self, ref: BlobRef, source: str | None, *, pushed: bool = False) -> None:
+        """Receive this blob from an agent, or from the broadcast (None); go on where an earlier process stopped.
+
+        `pushed`: the source is sending it without being asked. A blob that is here already arrives at once.
+
+        Raises:
+            BlobError: if it is too large, contradicts what is already expected by that name, or has no room on disk.
+        """
+        if self._store.has(ref.sha256):
+            self.outcomes.append(BlobArrived(source, ref.sha256, self._store.path(ref.sha256)))
+            return
+        transfer = self._transfers.get(ref.sha256)
+        if transfer is None:
+            partial = self._store.open_partial(ref)
+            state, actions = self._begin(partial, pushed=pushed)
+            attempts = self._settings.attempts
+            transfer = _Transfer(ref, deque((source,)), partial, state, attempts, deque(actions))
+            self._transfers[ref.sha256] = transfer
+            self._act(transfer)
+        elif transfer.ref != ref:
+            size, chunk = transfer.ref.size, transfer.ref.chunk_bytes
+            raise BlobError(
+                f"blob {ref.sha256[:12]} is said to have {ref.size} bytes in chunks of {ref.chunk_bytes}, "
+                f"another source says {size} in chunks of {chunk}"
+            )
+        elif source not in transfer.sources:
+            transfer.sources.append(source)
+
+    def cancel(self, sha256: str, source: str | None) -> None:
+        """Expect this blob from this source no more; what has come stays on disk."""
+        transfer = self._transfers.get(sha256)
+        if transfer is not None and source in transfer.sources:
+            transfer.sources.remove(source)
+            if not transfer.sources:
+                transfer.partial.close()
+                del self._transfers[sha256]
+
+    def expecting(self, sha256: str) -> bool:
+        """Whether this blob is on its way."""
+        return sha256 in self._transfers
+
+    def on_chunk(self, address: Address, payload: bytes) -> bool:
+        """A chunk came on a blob topic; whether it was new and expected from there. Others are ignored.
+
+        A disk that does not take it ends the transfer, with an outcome; what has come stays.
+
+        Raises:
+            BlobError: if it is out of range or of the wrong length: the sender errs.
+        """
+        transfer = None if address.sha256 is None else self._transfers.get(address.sha256)
+        if transfer is None or address.chunk is None or transfer.sources[0] != address.agent:
+            return False
+        try:
+            if not transfer.partial.write_chunk(address.chunk, payload):
+                return False
+        except BlobDiskError as error:
+            self._fail(transfer, str(error))
+            return False
+        self._step(transfer, blobs.Came(address.chunk))
+        return True
+
+    def on_connected(self, *, resumed: bool) -> None:
+        """The session is up again; unless `resumed`, requests and chunks may be lost: ask again."""
+        if not resumed:
+            for transfer in list(self._transfers.values()):
+                self._step(transfer, blobs.StateLost())
+
+    def tick(self, now: float) -> float | None:
+        """Let time pass; the clock's time of the next call that matters, None if only an event matters."""
+        for transfer in list(self._transfers.values()):
+            if now >= transfer.state.wake_at(self._settings):
+                if now >= transfer.state.ask_at and transfer.state.moved_at < now - self._settings.idle_s:
+                    transfer.sources.rotate(-1)  # a source that says nothing must not keep the others waiting
+                self._step(transfer, blobs.Woke())
+        return min((each.state.wake_at(self._settings) for each in self._transfers.values()), default=None)
+
+    def take(self) -> list[BlobWanted | BlobArrived | BlobFailed]:
+        """The outcomes since the last call."""
+        taken = list(self.outcomes)
+        self.outcomes.clear()
+        return taken
+
+    def close(self) -> None:
+        """Let go of all files; a later process goes on from them."""
+        for transfer in self._transfers.values():
+            transfer.partial.close()
+        self._transfers.clear()
+
+    def _begin(
+        self, partial: PartialBlob, *, pushed: bool = False
+    ) -> tuple[blobs.Receiving, tuple[blobs.ReceiverAction, ...]]:
+        count = chunk_count(partial.ref)
+        return blobs.begin_receiving(count, partial.have, self._clock(), self._settings, pushed=pushed)
+
+    def _step(self, transfer: _Transfer, event: blobs.ReceiverEvent) -> None:
+        transfer.state, actions = blobs.step_receiver(transfer.state, event, self._clock(), self._settings)
+        transfer.actions.extend(actions)
+        self._act(transfer)
+
+    def _act(self, transfer: _Transfer) -> None:
+        while transfer.actions:
+            match transfer.actions.popleft():
+                case blobs.Ask(bits):
+                    bitmap = encode_bitmap(bits, transfer.state.chunks)
+                    self.outcomes.append(BlobWanted(transfer.sources[0], transfer.ref.sha256, bitmap))
+                case blobs.Complete():
+                    self._complete(transfer)
+                case blobs.GiveUp():
+                    missing, silence_s = transfer.state.missing.bit_count(), self._settings.silence_s
+                    self._fail(transfer, f"{missing} chunks missing and nothing came for {silence_s:g} s")
+
+    def _complete(self, transfer: _Transfer) -> None:
+        try:
+            path = transfer.partial.finish()
+        except BlobError as error:
+            self._again(transfer, error)
+            return
+        del self._transfers[transfer.ref.sha256]
+        self.outcomes.extend(BlobArrived(source, transfer.ref.sha256, path) for source in transfer.sources)
+
+    def _again(self, transfer: _Transfer, error: BlobError) -> None:
+        transfer.attempts_left -= 1
+        transfer.partial.close()
+        if transfer.attempts_left <= 0:
+            self._fail(transfer, f"{error} ({self._settings.attempts} attempts)")
+            return
+        transfer.sources.rotate(-1)
+        try:
+            transfer.partial = self._store.open_partial(transfer.ref)
+        except BlobError as second:
+            self._fail(transfer, str(second))
+            return
+        state, actions = self._begin(transfer.partial)
+        # What was just sent is not sent again at once; so do not ask before the sender will hear.
+        transfer.state = replace(state, ask_at=self._clock() + self._settings.gap_s)
+        transfer.actions.extend(action for action in actions if not isinstance(action, blobs.Ask))
+
+    def _fail(self, transfer: _Transfer, reason: str) -> None:
+        transfer.partial.close()
+        self._transfers.pop(transfer.ref.sha256, None)
+        self.outcomes.extend(BlobFailed(source, transfer.ref.sha256, reason) for source in transfer.sources)

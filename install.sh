@@ -11,7 +11,7 @@ readonly CPU_TORCH_INDEX="https://download.pytorch.org/whl/cpu"
 readonly NEED_CPU_MIB=3000 NEED_NVIDIA_MIB=9000
 readonly OLDEST_PYTHON="3.11"
 
-ROOT="" VENV="" DRY_RUN=0 PY="" APT_UPDATED=0 CHILD=""
+ROOT="" VENV="" DRY_RUN=0 PY="" APT_UPDATED=0
 
 usage() {
   cat <<'HELP'
@@ -64,22 +64,22 @@ show_progress() {
 
 # logged LOG COMMAND...: its output goes to the file, not through a pipe, which a child that outlives it would hold open.
 logged() {
-  local log="$1" status=0 written progress
+  local log="$1" status=0 written child progress
   shift
   touch -- "$log"
   written="$(stat -c %s -- "$log")"
   "$@" </dev/null >>"$log" 2>&1 9<&- &
-  CHILD=$!
-  { tail -c "+$((written + 1))" -s 0.1 -f --pid="$CHILD" -- "$log" | show_progress; } 9<&- &
+  child=$!
+  { tail -c "+$((written + 1))" -s 0.1 -f --pid="$child" -- "$log" | show_progress; } 9<&- &
   progress=$!
-  wait "$CHILD" || status=$?
-  CHILD=""
+  wait "$child" || status=$?
   wait "$progress" || true
   return "$status"
 }
 
-end_child() {
-  [[ -z "$CHILD" ]] || kill "$CHILD" 2>/dev/null || true
+end_children() {
+  local child
+  for child in $(jobs -p); do kill "$child" 2>/dev/null || true; done
   exit "$1"
 }
 
@@ -435,8 +435,8 @@ run_test() {
 }
 
 main() {
-  trap 'end_child 130' INT
-  trap 'end_child 143' TERM
+  trap 'end_children 130' INT
+  trap 'end_children 143' TERM
   while (($#)); do
     case "$1" in
       --dry-run) DRY_RUN=1 ;;

@@ -1,6 +1,10 @@
-"""Builders of models, devices and jobs for the planner's tests: an all-MiniLM-L6-v2 and a model small enough to count by hand."""
+"""Builders of models, devices and jobs for the planner's tests.
+
+An all-MiniLM-L6-v2, and a model that is small enough to count by hand.
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -74,9 +78,7 @@ def falling_curves(shape: ModelShape, ranks: int, seed: int) -> dict[str, tuple[
     """Concave curves of unlike height: cumulated squares in falling order, as singular values give them."""
     random = np.random.default_rng(seed)
     return {
-        weight.name: tuple(
-            np.cumsum(np.sort(random.gamma(1.0, size=ranks) ** 2 * random.gamma(1.0))[::-1]).tolist()
-        )
+        weight.name: tuple(np.cumsum(np.sort(random.gamma(1.0, size=ranks) ** 2 * random.gamma(1.0))[::-1]).tolist())
         for weight in shape.weights
     }
 
@@ -133,14 +135,10 @@ def profile(  # a machine with two threads
         host=Host(cpu="test", threads=2, total_bytes=1 << 34, free_bytes=1 << 33),
         supported_bits=bits,
         matmul=(
-            MatmulRate(
-                dtype="float32", shape=(512, 512, 512), flops_per_s=flops_per_s, repeats=5, relative_spread=0.1
-            ),
+            MatmulRate(dtype="float32", shape=(512, 512, 512), flops_per_s=flops_per_s, repeats=5, relative_spread=0.1),
         ),
         bandwidth=BandwidthRate(bytes_per_s=8e9, buffer_bytes=1 << 26, repeats=5, relative_spread=0.1),
-        link=Link(
-            uplink_bps=uplink_bps, downlink_bps=4 * uplink_bps, latency_s=latency_s, measured_bytes=1 << 20
-        ),
+        link=Link(uplink_bps=uplink_bps, downlink_bps=4 * uplink_bps, latency_s=latency_s, measured_bytes=1 << 20),
         limits=Limits(memory_bytes=memory_bytes),
     )
 
@@ -168,9 +166,9 @@ def minilm_steps(bits: Sequence[Bits] = ALL_BITS) -> tuple[StepMeasurement, ...]
     )
 
 
-def minilm_device(memory_mib: float, **settings: object) -> DeviceProblem:
+def minilm_device(memory_mib: float, **settings: Any) -> DeviceProblem:
     return DeviceProblem(
-        profile=profile(int(memory_mib * MIB), **settings),  # type: ignore[arg-type]  # passed on by name
+        profile=profile(int(memory_mib * MIB), **settings),
         measurements=minilm_steps(),
         train_examples=1000,
         held_out_examples=100,
@@ -178,11 +176,9 @@ def minilm_device(memory_mib: float, **settings: object) -> DeviceProblem:
     )
 
 
-def tiny_device(
-    memory_bytes: int, measurements: tuple[StepMeasurement, ...] = (), **settings: object
-) -> DeviceProblem:
+def tiny_device(memory_bytes: int, measurements: tuple[StepMeasurement, ...] = (), **settings: Any) -> DeviceProblem:
     return DeviceProblem(
-        profile=profile(memory_bytes, **settings),  # type: ignore[arg-type]  # passed on by name
+        profile=profile(memory_bytes, **settings),
         measurements=measurements,
         train_examples=30,
         held_out_examples=4,

@@ -100,10 +100,9 @@ class Daemon:
         self._within_hours = within_hours
         self._clock = clock
         self._state = AgentState(setup=setup)
-        self._blobs = BlobStore(folder.blobs)
         limit = setup.profile.limits.uplink_bps
         settings = BlobSettings(uplink_bps=limit, chunk_bytes=_chunk_bytes(limit))
-        self._settings = settings
+        self._blobs = BlobStore(folder.blobs, chunk_bytes=settings.chunk_bytes)
         self._sender = BlobSender(transport, self._topics, self._blobs, clock, agent=identity.name, settings=settings)
         self._receiver = BlobReceiver(self._blobs, clock, settings=settings)
         self._probe = LinkProbe(self._publish_probe, limit)
@@ -243,8 +242,7 @@ class Daemon:
             case ev.Ask(request):
                 self._ask(request)
             case ev.ShelveUpdate(path):
-                sha256 = self._blobs.add_file(path, move=True)
-                ref = self._blobs.ref(sha256, self._settings.chunk_bytes)
+                ref = self._blobs.add_file(path, move=True)
                 self._sender.offer(ref)
                 self._apply(ev.UpdateShelved(ref))
             case ev.DropUpdate(sha256):

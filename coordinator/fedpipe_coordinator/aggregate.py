@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from fedpipe_coordinator.change_averaging import (
     Aggregated,
     AggregationError,
@@ -83,7 +85,9 @@ def aggregate_files(  # noqa: PLR0913 - two files, the updates, and what makes i
     """Aggregate whole files, holding one weight's factors at a time.
 
     `out_path` appears whole and synced, or not at all. The same arguments give the same bytes,
-    whatever the order of `updates`, on one machine with one number of BLAS threads.
+    whatever the order of `updates`. BLAS is held to one thread meanwhile, in the whole process: the
+    number of threads may show in the last bits, and threads that wait for each other on a busy
+    machine cost more than they bring to matrices this thin.
 
     Raises:
         AggregationError: if there is no update, or as `aggregate_weight`, with the weight's name.
@@ -94,6 +98,7 @@ def aggregate_files(  # noqa: PLR0913 - two files, the updates, and what makes i
     tails: dict[str, float] = {}
     lost = whole = 0.0
     with ExitStack() as stack:
+        stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
         start = stack.enter_context(TensorFile(global_path))
         weights, spec = _global_spec(start.header, shape)
         opened = [(update, stack.enter_context(TensorFile(update.path))) for update in updates]

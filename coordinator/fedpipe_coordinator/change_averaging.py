@@ -105,7 +105,8 @@ def aggregate_weight(
     missing = rank - len(svd.values)
     fresh = orthonormal_rows(missing, a.shape[1], reseed, svd.right)
     new_a = row_norm * np.concatenate([svd.right, fresh])
-    new_b = np.pad(svd.left * (svd.values / row_norm), ((0, 0), (0, missing)))
+    new_b = np.zeros((len(b), rank))
+    new_b[:, : len(svd.values)] = svd.left * (svd.values / row_norm)
     return Aggregated(Factors(new_b.astype(dtype), new_a.astype(dtype)), tail, svd.norm, svd.values)
 
 

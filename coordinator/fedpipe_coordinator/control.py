@@ -48,8 +48,7 @@ class ControlServer:
             ControlError: if another coordinator serves this folder, or the socket cannot be made.
         """
         path = home / SOCKET_NAME
-        if _alive(home):
-            raise ControlError(f"a coordinator is running in {home} already: stop it first, or use another folder")
+        refuse_second(home)
         path.unlink(missing_ok=True)
         stopping = threading.Event()
 
@@ -119,6 +118,16 @@ def _parse(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def refuse_second(home: Path) -> None:
+    """Check that no coordinator serves this folder.
+
+    Raises:
+        ControlError: if one does.
+    """
+    if _alive(home):
+        raise ControlError(f"a coordinator is running in {home} already: stop it first, or use another folder")
 
 
 def _alive(home: Path) -> bool:

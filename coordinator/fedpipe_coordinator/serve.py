@@ -10,7 +10,7 @@ from typing import Self
 
 from fedpipe_coordinator.broker import ManagedBroker
 from fedpipe_coordinator.config import Federation
-from fedpipe_coordinator.control import ControlServer
+from fedpipe_coordinator.control import ControlServer, refuse_second
 from fedpipe_coordinator.exchange import Exchange
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.service import Service
@@ -38,11 +38,8 @@ class Server:
             StoreError: if the store cannot be opened.
             ControlError: if a coordinator runs in this folder already.
         """
+        refuse_second(self._home.path)
         with ExitStack() as stack:
-            # First the socket's test for a second coordinator, then the broker whose port the first one holds.
-            service: list[Service] = []
-            control = ControlServer(self._home.path, lambda request: service[0].post(request))  # noqa: PLW0108  # the service is made later
-            stack.callback(control.close)
             broker = self._settings.broker
             port = broker.port
             if broker.managed:
@@ -57,9 +54,11 @@ class Server:
             transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator")
             blobs = BlobStore(self._home.blobs)
             exchange = Exchange(transport, Topics(name), blobs, store.next_counter, self._log)
-            service.append(Service(self._home, store, blobs, exchange, self._log))
-            self._service = service[0]
-            stack.callback(service[0].close)
+            service = Service(self._home, store, blobs, exchange, self._log)
+            stack.callback(service.close)
+            control = ControlServer(self._home.path, service.post)
+            stack.callback(control.close)
+            self._service = service
             self._stack = stack.pop_all()
         return self
 

@@ -102,7 +102,7 @@ def _first_adapter(state: RunState, blobs: BlobStore, folder: Path) -> BlobRef:
 
 def take_in(blobs: BlobStore, path: Path) -> BlobRef:
     """Move a file into the blob store under its content's name."""
-    return blobs.ref(blobs.add_file(path, move=True))
+    return blobs.add_file(path, move=True)
 
 
 def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path) -> Aggregated:

@@ -10,7 +10,7 @@ from queue import Empty
 from typing import Protocol, TypeVar, cast
 
 import pytest
-from mosquitto import Mosquitto, running_mosquitto
+from mosquitto_support import Mosquitto, running_mosquitto
 
 from fedpipe_wire.memory import MemoryBroker, MemoryTransport
 from fedpipe_wire.mqtt import MqttOptions, MqttTransport

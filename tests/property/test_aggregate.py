@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedpipe_coordinator.aggregate import (
     Aggregated,
@@ -263,37 +264,35 @@ def test_head_is_the_mean_weighted_by_examples() -> None:
 
 # --- files --------------------------------------------------------------------------------------
 
+RANK = 6
 SHAPE = ModelShape(
     model_type="tiny", layers=1, hidden_size=12, intermediate_size=20, heads=2, vocabulary_size=10,
-    weights=tuple(
-        WeightShape(name=name, d_out=d_out, d_in=d_in)
-        for name, d_out, d_in in [("q", 12, 12), ("up", 20, 12), ("down", 12, 20), ("idle", 12, 12)]
+    weights=(
+        WeightShape(name="q", d_out=12, d_in=12), WeightShape(name="up", d_out=20, d_in=12),
+        WeightShape(name="down", d_out=12, d_in=20), WeightShape(name="idle", d_out=12, d_in=12),
     ),
-    other_parameters=0,
-    head=(ParameterShape(name="score.weight", shape=(3, 12)),),
-    fingerprint="0" * 64,
+    other_parameters=0, head=(ParameterShape(name="score.weight", shape=(3, 12)),), fingerprint="0" * 64,
 )  # fmt: skip
-RANK = 6
 
 
 def make_round(folder: Path, agents: int = 3) -> tuple[Path, list[UpdateFile]]:
+    """A global adapter and an update per agent; nobody trains the weight `idle`."""
     start = folder / "global.safetensors"
-    initial_adapter(start, SHAPE, ["q", "up", "down", "idle"], RANK, seed=5, row_norm=1.0)
+    initial_adapter(start, SHAPE, [weight.name for weight in SHAPE.weights], RANK, seed=5, row_norm=1.0)
     updates = []
     for number in range(agents):
         agent = f"silo-{number}"
         random = np.random.default_rng(number)
-        components = {name: draw_components(5, 1, agent, name, RANK, 2 + number) for name in ("q", "up", "down")} | {
-            "idle": ()
-        }
-        tensors = {"head:score.weight": random.standard_normal((3, 12)).astype(np.float32)}
-        for name, indices in components.items():
-            if indices:
-                weight = SHAPE.weight(name)
-                tensors[f"{name}.lora_A"] = random.standard_normal((len(indices), weight.d_in))
-                tensors[f"{name}.lora_B"] = random.standard_normal((weight.d_out, len(indices)))
+        tensors = {"head:score.weight": random.standard_normal((3, 12), np.float32)}
+        components: dict[str, tuple[int, ...]] = {}
+        for weight in SHAPE.weights:
+            count = 0 if weight.name == "idle" else 2 + number
+            components[weight.name] = draw_components(5, 1, agent, weight.name, RANK, count)
+            if count:
+                tensors[f"{weight.name}.lora_A"] = random.standard_normal((count, weight.d_in), np.float32)
+                tensors[f"{weight.name}.lora_B"] = random.standard_normal((weight.d_out, count), np.float32)
         path = folder / f"{agent}.safetensors"
-        write_tensors(path, {name: value.astype(np.float32) for name, value in tensors.items()})
+        write_tensors(path, tensors)
         updates.append(UpdateFile(agent, 10 * (number + 1), path, components))
     return start, updates
 
@@ -323,7 +322,7 @@ def test_files_follow_the_rule_and_report_the_tail(tmp_path: Path) -> None:
         got = after[f"{name}.lora_B"].astype(np.float64) @ after[f"{name}.lora_A"]
         assert np.linalg.norm(got - wanted) == pytest.approx(tail, rel=1e-5)
         assert report.tails[name] == pytest.approx(tail / np.linalg.norm(wanted), rel=1e-9)
-        lost, whole = lost + tail**2, whole + np.linalg.norm(wanted) ** 2
+        lost, whole = lost + float(tail) ** 2, whole + float(np.linalg.norm(wanted)) ** 2
     assert report.tail == pytest.approx(np.sqrt(lost / whole), rel=1e-9)
     assert (report.weights, report.agents, report.examples) == (4, 3, 60)
     np.testing.assert_array_equal(after["idle.lora_A"], before["idle.lora_A"])
@@ -337,6 +336,24 @@ def test_files_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
         aggregate_files(start, order, tmp_path / name, shape=SHAPE, row_norm=1.0, seed=5, round_=1)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert (tmp_path / "one").read_bytes() == (tmp_path / "three").read_bytes()
+
+
+def test_blas_has_one_thread_during_aggregation_only(tmp_path: Path) -> None:
+    start, updates = make_round(tmp_path)
+    seen = set()
+
+    def blas_threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    def rule(global_: Factors, changes: Sequence[WeightChange], **settings: Any) -> Aggregated:
+        seen.update(blas_threads())
+        return aggregate_weight(global_, changes, **settings)
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = blas_threads()
+        aggregate_files(start, updates, tmp_path / "out", shape=SHAPE, row_norm=1.0, seed=5, round_=1, rule=rule)
+        assert blas_threads() == before
+    assert seen == {1}
 
 
 def test_faulty_files_are_errors_and_leave_nothing(tmp_path: Path) -> None:

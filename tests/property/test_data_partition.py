@@ -51,6 +51,7 @@ def test_every_example_is_in_one_silo_and_sizes_are_as_asked(
 
 
 @given(count=st.integers(6, 300), sizes=SIZES, seed=SEEDS)
+@settings(deadline=None)
 def test_unlabelled_examples_are_covered_too(count: int, sizes: list[float], seed: int) -> None:
     partition = random_partition(count, len(sizes), sizes, seed)
 
@@ -60,6 +61,7 @@ def test_unlabelled_examples_are_covered_too(count: int, sizes: list[float], see
 
 
 @given(sizes=SIZES, count=st.integers(6, 1000), minimum=st.integers(0, 1))
+@settings(deadline=None)
 def test_a_larger_size_never_gets_less(sizes: list[float], count: int, minimum: int) -> None:
     counts = allot(count, len(sizes), sizes, minimum)
 

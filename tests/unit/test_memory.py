@@ -65,9 +65,7 @@ def test_gated_feed_forward_saves_more() -> None:
     plain = tiny_model().model_copy(update={"layers": 1})
     gate = WeightShape(name="gate", d_out=32, d_in=8)
     gated = plain.model_copy(update={"weights": (*plain.weights, gate)})
-    more = (
-        predict_memory(gated, CONFIG, EXACT).activations - predict_memory(plain, CONFIG, EXACT).activations
-    )
+    more = predict_memory(gated, CONFIG, EXACT).activations - predict_memory(plain, CONFIG, EXACT).activations
     assert more == 15 * 2 * 32 * 4
 
 
@@ -76,17 +74,14 @@ def test_the_larger_of_logits_and_dequantized_weight_counts() -> None:
     assert found.dequantized_weight == 256 * 4
     assert found.logits == 15 * 100 * 12
     terms = (
-        found.quantized_base
-        + found.unquantized
-        + found.adapter_side_path
-        + found.trainable_state
-        + found.activations
+        found.quantized_base + found.unquantized + found.adapter_side_path + found.trainable_state + found.activations
     )
     assert found.total_bytes == terms + 15 * 100 * 12
 
 
 @pytest.mark.parametrize(
-    ("kind", "in_bf16"), [("cpu", {4: False, 8: False, 16: True, 32: False}), ("cuda", {4: True, 8: True, 16: True, 32: False})]
+    ("kind", "in_bf16"),
+    [("cpu", {4: False, 8: False, 16: True, 32: False}), ("cuda", {4: True, 8: True, 16: True, 32: False})],
 )
 def test_compute_dtype(kind: str, in_bf16: dict[Bits, bool]) -> None:
     for bits, expected in in_bf16.items():
@@ -135,7 +130,13 @@ def test_a_rank_above_the_global_rank_is_refused() -> None:
 
 
 def _measured(
-    batch_size: int, sequence_length: int, *, scale: float, slack_mib: float, bits: Bits = 32, checkpointing: bool = False
+    batch_size: int,
+    sequence_length: int,
+    *,
+    scale: float,
+    slack_mib: float,
+    bits: Bits = 32,
+    checkpointing: bool = False,
 ) -> StepMeasurement:
     """A step of a synthetic device that keeps `scale` times the counted activations."""
     setting = StepSetting(

@@ -154,7 +154,8 @@ def test_the_newest_steps_weigh_most() -> None:
 
 def test_unmeasured_bits_take_the_ratio_of_the_measured_ones() -> None:
     model = _fit(
-        _measured(16, slowdown=1.0, overhead_s=0.0, bits=32), _measured(16, slowdown=4.0, overhead_s=0.0, bits=8)
+        *(_measured(b, slowdown=1.0, overhead_s=0.0, bits=32) for b in (2, 16)),
+        *(_measured(b, slowdown=4.0, overhead_s=0.0, bits=8) for b in (2, 16)),
     )
     assert model.coefficients(4).slowdown == pytest.approx(2.0, rel=0.05)
     assert TimingModel().coefficients(4) == DEFAULT_TIMING

@@ -39,7 +39,7 @@ _REMEDIES = {
     0x8C: "the broker wants another way of logging in: check its authentication settings",
 }
 """CONNACK reasons (MQTT 5.0, 3.2.2.2) that do not pass by waiting, with what to do."""
-Phase = Literal["down", "opening", "up", "leaving", "ended"]
+Phase = Literal["down", "opening", "subscribing", "up", "leaving", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Session:
     def _overdue(self) -> None:
         """The time of the present phase is up."""
         match self.phase:
-            case "opening":
+            case "opening" | "subscribing":
                 patience_s = self._options.answer_s
                 self._fall(f"{self._where} did not answer as an MQTT 5 broker within {patience_s:g} s")
             case "up":
@@ -145,7 +145,7 @@ class Session:
             case Subscribe(pattern):
                 if pattern not in self._patterns:
                     self._patterns.append(pattern)
-                    if self.phase in {"opening", "up"}:
+                    if self.phase in {"subscribing", "up"}:
                         self._ask((pattern,))
             case _ if signal.link == self._number and self._link is not None:
                 self._hear(signal)
@@ -199,6 +199,7 @@ class Session:
         most = self._options.max_in_flight
         self._sending.limit = min(most, answer.receive_maximum or most)
         self._resumed = answer.resumed
+        self.phase = "subscribing"
         if self._patterns:
             self._ask(tuple(self._patterns))
         else:
@@ -214,7 +215,7 @@ class Session:
         if refused:
             reason = f"the broker at {self._where} refused the subscription to {refused[0]!r}"
             self._fall(f"{reason}; {_REMEDIES[_NOT_AUTHORIZED]}", final=True)
-        elif self.phase == "opening" and not self._granting:
+        elif self.phase == "subscribing" and not self._granting:
             self._rise()
 
     def _rise(self) -> None:
@@ -268,7 +269,7 @@ class Session:
         self._said = reason
 
     def _leave(self) -> None:
-        if self.phase not in {"up", "opening"} or self._link is None:
+        if self.phase in {"down", "ended"} or self._link is None:
             self.phase = "ended"
             return
         self.phase, self._due = "leaving", time.monotonic() + 1.0

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from fedpipe_agent.train.errors import ModelError
-from fedpipe_agent.train.fingerprint import weight_files
+from fedpipe_agent.train.fingerprint import weight_bytes
 from fedpipe_agent.train.memory import Meter, is_out_of_memory
 from fedpipe_agent.train.shape import (
     AUTO_CLASSES,
@@ -90,12 +91,18 @@ _WANTED = (
 """What is fetched of a hub's model: the second only where there are no safetensors."""
 
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.*", "*.bpe.model", "spiece.model", "*.tiktoken")
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The base's tokenizer, always with a token to pad with.
 
     Raises:
         ModelError: if there is none, or if it has neither a pad nor an end token.
     """
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+        # without any of these transformers makes an empty tokenizer, to which every word is unknown
+        raise ModelError(f"{folder} holds no tokenizer: none of {', '.join(_TOKENIZERS)} is there; copy them too")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -123,7 +130,7 @@ def load_base(
     weights = candidates(outline, task)
     tokenizer = load_tokenizer(folder)
     config.pad_token_id = tokenizer.pad_token_id
-    size = sum(file.stat().st_size for file in weight_files(folder))
+    size = weight_bytes(folder)
     torch.manual_seed(seed)
     try:
         with meter.mapping(size):
@@ -137,7 +144,7 @@ def load_base(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         raise ModelError(f"the base in {folder} cannot be loaded at {bits} bits: {error}") from error

@@ -40,6 +40,19 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     )
 
 
+def weight_bytes(folder: Path) -> int:
+    """Size of all weight files together; their headers are checked.
+
+    Raises:
+        ModelError: if they are missing, malformed or cut short.
+    """
+    files = weight_files(folder)
+    for file in files:
+        if file.suffix == ".safetensors":
+            _entries(file)
+    return sum(file.stat().st_size for file in files)
+
+
 def _shards(index: Path) -> Iterable[Path]:
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())

@@ -34,6 +34,8 @@ _SIGNS = (
     "out of memory",
     "cublas_status_alloc_failed",
     "could not create a memory",
+    "could not create a primitive",  # oneDNN: its code and scratch space found no room
+    "could not execute a primitive",
     "bad_alloc",
 )
 

@@ -33,7 +33,7 @@ MAX_CHARACTERS: Final = 300
 SENTENCES_PER_FILE: Final = 6
 """No more of one file as long as there are others: the docstrings of one file are much alike."""
 
-MAX_FILE_BYTES: Final = 200_000
+MAX_FILE_BYTES: Final = 100_000
 """Larger files are generated or hold hundreds of classes; one of them costs as much time as a hundred others."""
 
 MARGIN: Final = 1.15
@@ -43,6 +43,7 @@ _SKIPPED_FOLDERS: Final = frozenset({"tests", "test", "testing", "_vendor", "__p
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!vs\.)(?<!cf\.)(?<!etc\.)\s")
 _WORD: Final = re.compile(r"[^\W\d_]{2,}")
 _MIN_WORDS: Final = 3
+_DOCUMENTED: Final = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class MissingLibrariesError(DataError):
@@ -150,8 +151,10 @@ def _sentences(file: Path) -> Iterator[str]:
     except (SyntaxError, ValueError, RecursionError, OSError):
         # One file of thousands that this Python cannot read is not missed.
         return
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            docstring = ast.get_docstring(node, clean=False)
-            if docstring and (sentence := first_sentence(docstring)):
-                yield sentence
+    # Only bodies can hold docstrings; walking expressions too would take longer than parsing.
+    nodes: list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = [tree]
+    for node in nodes:
+        nodes += (part for part in node.body if isinstance(part, _DOCUMENTED))
+        docstring = ast.get_docstring(node, clean=False)
+        if docstring and (sentence := first_sentence(docstring)):
+            yield sentence

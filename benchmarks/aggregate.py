@@ -6,9 +6,9 @@ Ten agents of ranks 4 to 32 (150 in sum), global rank 32, all 224 linear weights
 about 1.9 GB of files, made in a temporary folder. `seconds` counts reading them (from the page cache, as after their
 arrival), aggregating and writing the new global adapter, synced; making them is not counted. `cpu_seconds` is the same
 in processor time, which other programs disturb less. Peak memory is that of the aggregating process alone, interpreter
-and numpy included. Aggregation uses one BLAS thread, as in production; the dense reference forms dW+ in float64 and
-takes its whole SVD with as many threads as BLAS likes: for one 4096 x 4096 weight (about a minute), with
-`--every-shape` for one weight of each shape (several minutes). `dense_ratio` is the smallest of the measured ratios,
+and numpy included. The dense reference forms dW+ in float64 and takes its whole SVD: for one 4096 x 4096 weight (one to
+two minutes), with `--every-shape` for one weight of each shape (several minutes). All of it uses one BLAS thread, as
+`aggregate_files` does in production. `dense_ratio` is the smallest of the measured ratios,
 dense seconds over `aggregate_weight` seconds for the same weight in memory; `relative_error` is the Frobenius distance
 of what lies in the float32 file from the dense result, over its norm.
 """
@@ -171,8 +171,7 @@ def compare(folder: Path, shape: ModelShape, seed: int, weight: str) -> DenseTri
     seconds = []
     for _ in range(5):
         begin = time.perf_counter()
-        with threadpool_limits(limits=1, user_api="blas"):
-            exact = aggregate_weight(before, changes, row_norm=ROW_NORM, reseed=generator("bench"), dtype=np.float64)
+        exact = aggregate_weight(before, changes, row_norm=ROW_NORM, reseed=generator("bench"), dtype=np.float64)
         seconds.append(time.perf_counter() - begin)
     begin = time.perf_counter()
     wanted = _dense(before, changes)
@@ -241,7 +240,8 @@ def measure(seed: int, layers: int, *, every_shape: bool) -> dict[str, object]:
         trials = []
         for size, weight in chosen.items():
             print(f"dense SVD of {size[0]} x {size[1]}", file=sys.stderr)
-            trials.append(compare(folder, shape, seed, weight))
+            with threadpool_limits(limits=1, user_api="blas"):
+                trials.append(compare(folder, shape, seed, weight))
     return {
         **figures,
         "relative_error": max(trial.error for trial in trials),
@@ -251,7 +251,7 @@ def measure(seed: int, layers: int, *, every_shape: bool) -> dict[str, object]:
         "factor_seconds": {trial.weight: trial.factors_s for trial in trials},
         "weights": len(shape.weights),
         "agents": len(RANKS),
-        "threads": len(os.sched_getaffinity(0)),
+        "processors": len(os.sched_getaffinity(0)),
         "seed": seed,
     }
 

@@ -21,11 +21,16 @@ WORDS = tuple(f"w{i}" for i in range(48))
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 
 
-def make_tiny_model(folder: Path, kind: Kind, *, seed: int = 0, dropout: float = 0.0) -> Path:
-    """Write a tiny base model with random weights; BERT without a head, the others with their output layer."""
+def make_tiny_model(
+    folder: Path, kind: Kind, *, seed: int = 0, dropout: float = 0.0, unused_words: int = 0
+) -> Path:
+    """Write a tiny base model with random weights; BERT without a head, the others with their output layer.
+
+    `unused_words` more rows of the embedding make it as large as one likes.
+    """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    model = _model(kind, dropout)
+    model = _model(kind, dropout, len(SPECIAL) + len(WORDS) + unused_words)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1 and "norm" not in name.lower() and ".ln_" not in name:
             torch.nn.init.normal_(parameter, std=0.1)  # biases of zero would hide mistakes
@@ -38,8 +43,7 @@ def make_tiny_model(folder: Path, kind: Kind, *, seed: int = 0, dropout: float =
     return folder
 
 
-def _model(kind: Kind, dropout: float) -> Any:
-    words = len(SPECIAL) + len(WORDS)
+def _model(kind: Kind, dropout: float, words: int) -> Any:
     match kind:
         case "bert":
             return transformers.BertModel(

@@ -11,7 +11,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def test_help_names_every_verb_variable_and_exit_code() -> None:
-    shown = subprocess.run([str(INSTALL), "--help"], capture_output=True, text=True, timeout=20, check=True).stdout
+    shown = subprocess.run([str(INSTALL), "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
     text = INSTALL.read_text(encoding="utf-8")
     codes = [part.split("=")[1] for part in text.split("readonly ")[1].split("\n")[0].split()]
     assert codes == ["2", "3", "4", "5", "6", "7"]
@@ -204,7 +204,7 @@ def test_script_cut_short_anywhere_does_nothing(checkout: Checkout, tmp_path: Pa
             cwd=checkout.folder,
             env={"PATH": f"{recorder}:/usr/bin:/bin", "CALLS": str(checkout.calls)},
             capture_output=True,
-            timeout=20,
+            timeout=60,
             check=False,
         )
     assert checkout.files() == before

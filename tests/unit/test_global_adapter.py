@@ -9,11 +9,12 @@ from fedpipe_coordinator.global_adapter import initial_adapter
 from fedpipe_profiles.model import ModelShape, ParameterShape, WeightShape
 from fedpipe_wire.tensors import TensorError, TensorFile, adapter_spec, check_tensors
 
-NAMES = ["h.0.up", "h.0.down", "h.0.narrow"]
+NAMES = ["h.0.up", "h.0.gate", "h.0.down", "h.0.narrow"]
 SHAPE = ModelShape(
     model_type="tiny", layers=1, hidden_size=32, intermediate_size=64, heads=2, vocabulary_size=10,
     weights=(
         WeightShape(name="h.0.up", d_out=64, d_in=32),
+        WeightShape(name="h.0.gate", d_out=64, d_in=32),
         WeightShape(name="h.0.down", d_out=32, d_in=64),
         WeightShape(name="h.0.narrow", d_out=32, d_in=3),
     ),
@@ -70,7 +71,7 @@ def test_tensors_depend_on_seed_and_name_only(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one[name], two[name])
     assert not np.allclose(one["h.0.up.lora_A"], three["h.0.up.lora_A"])
     assert not np.allclose(one["head:classifier.weight"], three["head:classifier.weight"])
-    assert not np.allclose(one["h.0.up.lora_A"][:, :3], one["h.0.narrow.lora_A"])
+    assert not np.allclose(one["h.0.up.lora_A"], one["h.0.gate.lora_A"])
 
 
 def test_errors_leave_no_file(tmp_path: Path) -> None:

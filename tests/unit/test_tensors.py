@@ -85,6 +85,9 @@ MALFORMED: dict[str, Callable[[Path], object]] = {
     "end before begin": lambda p: raw_file(p, {"a": entry(4, 0, [1])}, b"1234"),
     "a gap": lambda p: raw_file(p, {"a": entry(4, 8, [1])}, b"12345678"),
     "an overlap": lambda p: raw_file(p, {"a": entry(0, 4, [1]), "b": entry(0, 4, [1])}, b"1234"),
+    "an overlap that leaves bytes over": lambda p: raw_file(
+        p, {"a": entry(0, 8, [2]), "b": entry(4, 8, [1])}, b"123456789abc"
+    ),
     "data past the end": lambda p: raw_file(p, {"a": entry(0, 8, [2])}, b"1234"),
     "bytes left over": lambda p: raw_file(p, {"a": entry(0, 4, [1])}, b"12345"),
     "too many tensors": lambda p: raw_file(p, {str(i): entry(0, 0, [0]) for i in range(20)}),

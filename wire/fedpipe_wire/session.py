@@ -53,7 +53,7 @@ class MqttOptions:
         max_in_flight: publications sent and not acknowledged; the broker's Receive Maximum counts as well.
         connect_s: how long the TCP connection may take.
         answer_s: how long a broker may take for CONNACK and SUBACK.
-        backoff_min_s: wait before the second attempt to connect; doubles with each.
+        backoff_min_s: wait before the second attempt to connect; doubles with each that does not last.
         backoff_max_s: longest wait between attempts.
         drain_s: how long `stop` waits for acknowledgements.
     """
@@ -101,6 +101,7 @@ class Session:
         self._resumed = False
         self._due: float | None = 0.0
         self._backoff_s = options.backoff_min_s
+        self._up_at = 0.0
         self._said = ""
 
     def run(self) -> None:
@@ -167,8 +168,7 @@ class Session:
             case Lost() if self.phase == "leaving":
                 self.phase = "ended"
             case Lost(_, code, reason):
-                if code == _TAKEN_OVER:  # two that take turns must not do so in a tight loop
-                    self._backoff_s = self._options.backoff_max_s
+                if code == _TAKEN_OVER:
                     reason = "another client logged in with this identity: give each agent its own"
                 self._fall(f"connection to the broker at {self._where} lost: {reason}")
 
@@ -219,7 +219,7 @@ class Session:
             self._rise()
 
     def _rise(self) -> None:
-        self._due, self._said, self._backoff_s = None, "", self._options.backoff_min_s
+        self._due, self._said, self._up_at = None, "", time.monotonic()
         self.phase = "up"
         self._events.put(Connected(self._resumed))
         for message in self._held:
@@ -256,13 +256,15 @@ class Session:
 
     def _fall(self, reason: str, *, final: bool = False) -> None:
         """Give the connection up: say so once per reason, and try again later unless `final`."""
-        was_up = self.phase == "up"
+        was_up, now = self.phase == "up", time.monotonic()
+        if was_up and now - self._up_at >= self._options.backoff_max_s:
+            self._backoff_s = self._options.backoff_min_s  # two of one identity must not take turns in a tight loop
         self.phase = "ended" if final else "down"
         self._close_link()
         self._sending.connection_lost()
         self._granting.clear()
         self._held.clear()
-        self._due = time.monotonic() + self._backoff_s
+        self._due = now + self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, self._options.backoff_max_s)
         if was_up or final or reason != self._said:
             self._events.put(Disconnected(reason, final))

@@ -27,6 +27,9 @@ _RESET_PEAK = "5"
 _MAX_CUDA_CONTEXT = 1024 * MIB
 """On a shared GPU the driver's figures include other processes; a context of its own is never larger than this."""
 
+_LOADERS_BYTES = 64 * MIB
+"""Stacks of the threads that load a checkpoint: reserved in full, hardly used, and gone after loading."""
+
 _SIGNS = (
     "defaultcpuallocator",
     "can't allocate memory",
@@ -37,6 +40,7 @@ _SIGNS = (
     "could not create a primitive",  # oneDNN: its code and scratch space found no room
     "could not execute a primitive",
     "bad_alloc",
+    "can't start new thread",
 )
 
 
@@ -141,7 +145,7 @@ class HostMeter(Meter):
     @contextlib.contextmanager
     def mapping(self, size_bytes: int) -> Iterator[None]:
         """Leave room for private mappings of checkpoint files, which RLIMIT_DATA counts in full."""
-        self._set(self._data_bytes + size_bytes)
+        self._set(self._data_bytes + size_bytes + _LOADERS_BYTES)
         try:
             yield
         finally:

@@ -134,9 +134,9 @@ def error_reply(error: Exception, work: Work | None) -> ErrorReply:
         return ErrorReply(kind=error.kind, message=_cut(str(error)))
     if isinstance(error, DataError):
         return ErrorReply(kind="data", message=_cut(error.outward))
-    if work is not None and work.is_out_of_memory(error):
+    if isinstance(error, MemoryError) or (work is not None and work.is_out_of_memory(error)):
         message = f"out of memory ({_cut(str(error))}): fewer bits, a smaller batch or a larger limit is needed"
-        return ErrorReply(kind="out-of-memory", message=message, peak_bytes=work.peak_bytes())
+        return ErrorReply(kind="out-of-memory", message=message, peak_bytes=0 if work is None else work.peak_bytes())
     return ErrorReply(kind="internal", message=_cut(f"{type(error).__name__}: {error}"))
 
 

@@ -178,7 +178,10 @@ class Worker:
             meter=self.meter,
             evaluation_example_s=max(1e-9, evaluation_s),
         )
-        write_update(request.update, on_base)
+        try:
+            write_update(request.update, on_base)
+        except OSError as error:
+            raise TrainerError(f"the update cannot be written ({error.strerror}): free space on its disk") from error
         return TrainedReply(
             examples=trained.examples,
             steps=trained.steps,

@@ -21,9 +21,7 @@ WORDS = tuple(f"w{i}" for i in range(48))
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 
 
-def make_tiny_model(
-    folder: Path, kind: Kind, *, seed: int = 0, dropout: float = 0.0, unused_words: int = 0
-) -> Path:
+def make_tiny_model(folder: Path, kind: Kind, *, seed: int = 0, dropout: float = 0.0, unused_words: int = 0) -> Path:
     """Write a tiny base model with random weights; BERT without a head, the others with their output layer.
 
     `unused_words` more rows of the embedding make it as large as one likes.

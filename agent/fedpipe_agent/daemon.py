@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from queue import Empty
 
 from fedpipe_agent import agent_events as ev
@@ -78,6 +79,14 @@ class Identity:
         return Will(self.topics.up(self.name, "presence"), encode(message), outside.properties())
 
 
+@dataclass(frozen=True, slots=True)
+class _FromTrainer:
+    """What one of the trainer processes, counted from 1, says."""
+
+    number: int
+    event: ev.TrainerReplied | ev.TrainerEnded
+
+
 class Daemon:
     """Runs until asked to stop. Used by one thread; `request_stop` may be called from a signal handler."""
 
@@ -109,6 +118,7 @@ class Daemon:
         self._profile_sent = False
         self._started = clock()
         self._trainer: TrainerProcess | None = None
+        self._trainer_number = 0
         self._unsaid: list[AgentMessage] = []
         self._stopping = False
 
@@ -182,8 +192,9 @@ class Daemon:
                 if final:
                     raise TransportError(reason)
             case Posted(item):
-                if isinstance(item, ev.TrainerReplied | ev.TrainerEnded):
-                    self._apply(item)
+                # What an ended trainer said before its end may still lie in the queue: it answers nothing any more.
+                if isinstance(item, _FromTrainer) and item.number == self._trainer_number and self._trainer is not None:
+                    self._apply(item.event)
         self._transfers()
 
     def _received(self, event: Received) -> None:
@@ -273,11 +284,18 @@ class Daemon:
         if isinstance(request, OpenRequest):
             if self._trainer is not None:
                 self._trainer.end()
+            self._trainer_number += 1
             self._trainer = TrainerProcess(
-                self._folder.trainer_log, request.threads, lambda item: self._transport.events.put(Posted(item))
+                self._folder.trainer_log,
+                request.threads,
+                request.memory_limit_bytes,
+                partial(self._post_from_trainer, self._trainer_number),
             )
         if self._trainer is not None:
             self._trainer.ask(request)
+
+    def _post_from_trainer(self, number: int, event: ev.TrainerReplied | ev.TrainerEnded) -> None:
+        self._transport.events.put(Posted(_FromTrainer(number, event)))
 
     def _say(self, message: AgentMessage) -> None:
         topic = self._topics.up(self._identity.name, AGENT_CHANNELS[type(message)])

@@ -37,7 +37,8 @@ class LinkProbe:
         sizes = [SMALL_BYTES] if small else [BURST_CHUNK_BYTES] * BURST_CHUNKS
         handles = [self._publish(size) for size in sizes]
         self._began = now
-        self._open = {handle for handle in handles if handle is not None}
+        # A burst of which a part was not taken measures nothing: it is sent again at the next tick.
+        self._open = set() if None in handles else {handle for handle in handles if handle is not None}
 
     def delivered(self, handle: int, now: float) -> None:
         """The broker acknowledged a publication; others than this probe's own are ignored."""

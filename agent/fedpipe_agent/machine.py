@@ -2,14 +2,13 @@
 
 It works on one task at a time, the newest; a task that comes again is answered with what was already done. It refuses
 what its owner's limits forbid. Everything the outside world does comes in as an event, everything it wants done goes
-out as an action.
+out as an action. `trainer_machine.py` owns what the trainer process says and how it ends.
 """
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 
-from fedpipe_agent import checks
+from fedpipe_agent import checks, trainer_machine
 from fedpipe_agent.agent_events import (
     Acknowledged,
     AdapterReady,
@@ -20,7 +19,6 @@ from fedpipe_agent.agent_events import (
     FetchAdapter,
     Log,
     Say,
-    ShelveUpdate,
     StopTrainer,
     TaskCame,
     Ticked,
@@ -29,32 +27,25 @@ from fedpipe_agent.agent_events import (
     TransferFailed,
     UpdateShelved,
 )
-from fedpipe_agent.state import AgentState, Result, describe, remember, task_key, task_round
-from fedpipe_agent.trainer_protocol import (
-    ErrorReply,
-    EvaluatedReply,
-    EvaluateRequest,
-    Opened,
-    ProgressReply,
-    Reply,
-    ScoredReply,
-    ScoreRequest,
-    Surveyed,
-    SurveyRequest,
-    TrainedReply,
-    TrainRequest,
+from fedpipe_agent.state import (
+    MAX_ENDED_RUNS,
+    AgentState,
+    describe,
+    forget_run,
+    remember,
+    task_key,
+    task_rank,
+    task_round,
 )
+from fedpipe_agent.trainer_protocol import EvaluateRequest, Request, ScoreRequest, SurveyRequest, TrainRequest
 from fedpipe_wire.messages import (
     EndTask,
-    Evaluated,
     EvaluateTask,
     Failed,
     IdleTask,
-    Progress,
     Refused,
-    Scored,
     ScoreTask,
-    Survey,
+    SurveyTask,
     Task,
     Trained,
     TrainTask,
@@ -62,9 +53,8 @@ from fedpipe_wire.messages import (
 
 MIN_TRAINING_S = 2.0
 """Less than this cannot hold an evaluation and one step."""
-OVERRUN_S = 60.0
-"""How long the trainer may stay silent beyond its budget before it is ended."""
-
+UNTIMED_S = 1800.0
+"""How long a request without a budget of its own may take, loading the base included."""
 
 Outcome = tuple[AgentState, tuple[AgentAction, ...]]
 
@@ -85,82 +75,133 @@ def step(state: AgentState, event: AgentEvent, now: float) -> Outcome:
         case TransferFailed(sha256, reason):
             return _transfer_failed(state, sha256, reason)
         case TrainerReplied(reply):
-            return _replied(state, reply)
+            return trainer_machine.replied(state, reply)
         case TrainerEnded(returncode, last_words):
-            return _trainer_ended(state, returncode, last_words)
+            return trainer_machine.ended(state, returncode, last_words)
         case UpdateShelved():
             return _shelved(state, event)
         case Acknowledged():
             return _acknowledged(state, event)
         case Ticked():
-            return _ticked(state, now)
+            return trainer_machine.ticked(state, now)
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------
 
 
 def _task_came(state: AgentState, task: Task, now: float) -> Outcome:
-    key = task_key(task)
-    if key in state.done:
-        return state, tuple(Say(message) for message in state.done[key])
-    if state.task is not None and task_key(state.task) == key:
-        return state, ((Say(state.offered),) if state.offered is not None else ())
     if isinstance(task, EndTask):
         return _ended(state, task)
+    if task.run in state.ended:
+        return state, (Log(f"run {task.run} is over here, {task.type} of it is not worked on"),)
+    key, rank = task_key(task), task_rank(task)
+    known = state.done.get(key)
+    if known is not None and not _deserves_another_try(state, task):
+        return state, tuple(Say(message) for message in known)
+    if _is_stale(state, rank):
+        return _stale(state, task)
+    state = replace(state, newest=rank)
+    if known is None and state.task is not None and task_key(state.task) == key:
+        return replace(state, task=task), ()
     if isinstance(task, IdleTask):
-        return state, (Log(f"round {task.round}: nothing to do here: {task.no_plan.reason}"),)
+        return _idle(state, task)
     reason = checks.refusal(state.setup, task)
     if reason is not None:
-        refused = Refused(run=task.run, round=task_round(task), reason=reason)
-        return remember(state, task, refused), (Say(refused), Log(f"refused: {reason}"))
-    actions: list[AgentAction] = [Log(describe(task))]
-    if state.task is not None and state.opened_for is not None and not _answered(state):
-        # The trainer cannot be interrupted in mid-step: end it, a new one loads in seconds.
-        actions.append(StopTrainer("a newer task came"))
-        state = replace(state, opened_for=None)
-    state = replace(
-        state, task=task, began=now, adapter=None, trained=None, offered=None, budget_ends=None, download_s=0.0
-    )
-    if isinstance(task, TrainTask | EvaluateTask):
-        actions.append(FetchAdapter(task.adapter))
-        if state.opened_for != task.run:
-            actions.append(Ask(checks.open_request(state.setup, task)))
-            state = replace(state, opened_for=task.run)
-        return state, tuple(actions)
-    if state.opened_for != task.run:
-        actions.append(Ask(checks.open_request(state.setup, task)))
-        state = replace(state, opened_for=task.run)
-    if isinstance(task, ScoreTask):
-        budget = max(MIN_TRAINING_S, task.deadline_s)
-        actions.append(Ask(ScoreRequest(labels=task.labels, batches=task.batches, budget_s=budget)))
-    else:
-        actions.append(Ask(SurveyRequest()))
-    return state, tuple(actions)
+        # Not remembered: the owner's hours may have come when the task comes again.
+        return state, (Say(Refused(run=task.run, round=task_round(task), reason=reason)), Log(f"refused: {reason}"))
+    done = {name: value for name, value in state.done.items() if name != key}
+    state, stopped = _free_hands(replace(state, done=done), "a newer task came")
+    state = replace(state, task=task, began=now, adapter=None, trained=None, offered=None, download_s=0.0)
+    state, begun = _begin(state, task, now)
+    return state, (Log(describe(task)), *stopped, *begun)
 
 
-def _answered(state: AgentState) -> bool:
-    """Whether the trainer has nothing in hand: the current task's result is known or its adapter is still coming."""
-    task = state.task
-    if task is None or task_key(task) in state.done or state.trained is not None:
-        return True
-    return isinstance(task, TrainTask | EvaluateTask) and state.adapter is None
+def _deserves_another_try(state: AgentState, task: Task) -> bool:
+    """Whether a task that failed here is asked for in a newer attempt of the same round."""
+    if not isinstance(task, TrainTask) or not isinstance(state.done[task_key(task)][-1], Failed):
+        return False
+    return state.newest is None or task_rank(task) > state.newest
+
+
+def _is_stale(state: AgentState, rank: tuple[str, int, int, int]) -> bool:
+    return state.newest is not None and state.newest[0] == rank[0] and rank[1:3] < state.newest[1:3]
+
+
+def _stale(state: AgentState, task: Task) -> Outcome:
+    """A message that was overtaken, or a coordinator that went back in time: it learns where this agent is."""
+    assert state.newest is not None
+    reason = f"{task.type} of round {task_round(task)} came, this agent has seen round {state.newest[2]} already"
+    return state, (Say(Refused(run=task.run, round=task_round(task), reason=reason)), Log(reason))
+
+
+def _idle(state: AgentState, task: IdleTask) -> Outcome:
+    log = Log(f"round {task.round}: nothing to do here: {task.no_plan.reason}")
+    if state.task is None or state.task.run != task.run:
+        return state, (log,)
+    state, stopped = _free_hands(state, "this round has no work for this device")
+    return replace(state, task=None, adapter=None, trained=None, offered=None), (*stopped, log)
+
+
+def _free_hands(state: AgentState, reason: str) -> Outcome:
+    """End the trainer if it works on something: it cannot be interrupted in mid-step, a new one loads in seconds."""
+    if not state.in_hand:
+        return state, ()
+    return trainer_machine.without_trainer(state), (StopTrainer(reason),)
+
+
+def _begin(state: AgentState, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask, now: float) -> Outcome:
+    match task:
+        case TrainTask() | EvaluateTask():
+            # The trainer imports its libraries while the adapter is on its way.
+            state, opened = _open(state, task)
+            return state, (FetchAdapter(task.adapter), *opened)
+        case ScoreTask():
+            budget = max(MIN_TRAINING_S, task.deadline_s)
+            return _ask(
+                state, task, ScoreRequest(labels=task.labels, batches=task.batches, budget_s=budget), now + budget
+            )
+        case SurveyTask():
+            return _ask(state, task, SurveyRequest(), now + UNTIMED_S)
+
+
+def _open(state: AgentState, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask) -> Outcome:
+    if state.opened_for == task.run:
+        return state, ()
+    return replace(state, opened_for=task.run, opened=False), (Ask(checks.open_request(state.setup, task)),)
+
+
+def _ask(
+    state: AgentState, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask, request: Request, budget_ends: float
+) -> Outcome:
+    state, opened = _open(state, task)
+    return replace(state, in_hand=True, budget_ends=budget_ends), (*opened, Ask(request))
 
 
 def _ended(state: AgentState, task: EndTask) -> Outcome:
+    if task.run not in state.ended:
+        state = replace(state, ended=(*state.ended, task.run)[-MAX_ENDED_RUNS:])
     if state.opened_for != task.run and (state.task is None or state.task.run != task.run):
         return state, ()
-    done = {key: value for key, value in state.done.items() if f"/{task.run}" not in key}
-    fresh = AgentState(setup=state.setup, done=done)
-    return fresh, (StopTrainer("the run is over"), Log(f"run {task.run}: {task.reason}"))
+    # What is still offered will not be fetched any more.
+    dropped = (DropUpdate(state.offered.update.sha256),) if state.offered is not None else ()
+    return forget_run(state, task.run), (
+        StopTrainer("the run is over"),
+        *dropped,
+        Log(f"run {task.run}: {task.reason}"),
+    )
+
+
+# --- the adapter ------------------------------------------------------------------------------------------------
 
 
 def _adapter_ready(state: AgentState, sha256: str, path: Path, now: float) -> Outcome:
     task = state.task
-    if not isinstance(task, TrainTask | EvaluateTask) or task.adapter.sha256 != sha256 or state.adapter is not None:
+    if not _awaits_adapter(state, sha256) or not isinstance(task, TrainTask | EvaluateTask):
         return state, ()
     state = replace(state, adapter=path, download_s=now - state.began)
     if isinstance(task, EvaluateTask):
-        return state, (Ask(EvaluateRequest(labels=task.labels, plan=task.plan, adapter=path)),)
+        request = EvaluateRequest(labels=task.labels, plan=task.plan, adapter=path)
+        return _ask(state, task, request, now + UNTIMED_S)
     budget = task.plan.deadline_s - (now - state.began) - checks.upload_s(state.setup, task.plan)
     if budget < MIN_TRAINING_S:
         failed = Failed(
@@ -171,87 +212,33 @@ def _adapter_ready(state: AgentState, sha256: str, path: Path, now: float) -> Ou
             "update must be sent: a longer deadline or a faster link would help",
         )
         return remember(state, task, failed), (Say(failed),)
-    request = TrainRequest(
-        labels=task.labels,
-        plan=task.plan,
-        adapter=path,
-        update=state.setup.state / "update.safetensors",
-        budget_s=budget,
+    update = trainer_machine.update_path(state)
+    return _ask(
+        state,
+        task,
+        TrainRequest(labels=task.labels, plan=task.plan, adapter=path, update=update, budget_s=budget),
+        now + budget,
     )
-    return replace(state, budget_ends=now + budget), (Ask(request),)
 
 
-# --- the trainer ------------------------------------------------------------------------------------------------
-
-
-def _replied(state: AgentState, reply: Reply) -> Outcome:
+def _transfer_failed(state: AgentState, sha256: str, reason: str) -> Outcome:
     task = state.task
-    if task is None:
-        return state, ()
-    round_ = task_round(task)
-    match reply:
-        case Opened():
-            return state, ()
-        case ProgressReply():
-            said = Progress(run=task.run, round=round_, **reply.model_dump(exclude={"reply"}))
-            return state, (Say(said),)
-        case Surveyed():
-            return _finish(state, Survey(run=task.run, **dict(reply.model_dump(exclude={"reply"}))))
-        case ScoredReply():
-            return _finish(
-                state, Scored(run=task.run, contribution=reply.contribution, measurements=reply.measurements)
-            )
-        case EvaluatedReply():
-            evaluated = Evaluated(run=task.run, round=max(1, round_), metrics=reply.metrics)
-            if isinstance(task, EvaluateTask):
-                return _finish(state, evaluated)
-            return remember(state, task, evaluated, finished=False), (Say(evaluated),)
-        case TrainedReply():
-            if not isinstance(task, TrainTask):
-                return state, ()
-            path = state.setup.state / "update.safetensors"
-            return replace(state, trained=reply, budget_ends=None), (ShelveUpdate(path),)
-        case ErrorReply():
-            failed = Failed(
-                run=task.run, round=round_, kind=reply.kind, message=reply.message[:4000], peak_bytes=reply.peak_bytes
-            )
-            return _finish(state, failed)
-
-
-def _finish(state: AgentState, result: Result) -> Outcome:
-    if state.task is None:
-        return state, ()
-    return remember(state, state.task, result), (Say(result),)
-
-
-def _trainer_ended(state: AgentState, returncode: int, last_words: str) -> Outcome:
-    state = replace(state, opened_for=None, budget_ends=None)
-    task = state.task
-    if task is None or task_key(task) in state.done or state.trained is not None:
-        return state, (Log(f"the trainer ended with {returncode}"),)
-    killed = returncode == -signal.SIGKILL  # it comes from the kernel's out-of-memory killer, or from a person
-    message = (
-        "the trainer was killed, most likely for memory: lower [limits] memory_mib or free memory on this machine"
-        if killed
-        else f"the trainer ended unexpectedly with status {returncode}: {last_words[-500:]}"
-    )
-    failed = Failed(
-        run=task.run, round=task_round(task), kind="out-of-memory" if killed else "internal", message=message
-    )
-    return remember(state, task, failed), (Say(failed), Log(message))
-
-
-def _ticked(state: AgentState, now: float) -> Outcome:
-    if state.budget_ends is None or now < state.budget_ends + OVERRUN_S or state.task is None:
+    if not _awaits_adapter(state, sha256) or not isinstance(task, TrainTask | EvaluateTask):
         return state, ()
     failed = Failed(
-        run=state.task.run,
-        round=task_round(state.task),
-        kind="time",
-        message=f"the trainer overran its budget by {OVERRUN_S:.0f} s and was ended",
+        run=task.run, round=task.round, kind="transfer", message=f"the global adapter did not come: {reason}"[:4000]
     )
-    state = replace(remember(state, state.task, failed), opened_for=None, budget_ends=None)
-    return state, (StopTrainer("it overran its budget"), Say(failed))
+    return remember(state, task, failed), (Say(failed),)
+
+
+def _awaits_adapter(state: AgentState, sha256: str) -> bool:
+    task = state.task
+    return (
+        isinstance(task, TrainTask | EvaluateTask)
+        and task.adapter.sha256 == sha256
+        and state.adapter is None
+        and not state.finished
+    )
 
 
 # --- the update -------------------------------------------------------------------------------------------------
@@ -259,8 +246,8 @@ def _ticked(state: AgentState, now: float) -> Outcome:
 
 def _shelved(state: AgentState, event: UpdateShelved) -> Outcome:
     task, reply = state.task, state.trained
-    if not isinstance(task, TrainTask) or reply is None:
-        return state, ()
+    if not isinstance(task, TrainTask) or reply is None or state.finished:
+        return state, (DropUpdate(event.ref.sha256),)
     offered = Trained(
         run=task.run,
         round=task.round,
@@ -279,16 +266,15 @@ def _shelved(state: AgentState, event: UpdateShelved) -> Outcome:
 def _acknowledged(state: AgentState, event: Acknowledged) -> Outcome:
     ack = event.ack
     verdict = "taken" if ack.accepted else f"not taken: {ack.reason}"
-    return state, (DropUpdate(ack.sha256), Log(f"round {ack.round}: the update was {verdict}"))
-
-
-def _transfer_failed(state: AgentState, sha256: str, reason: str) -> Outcome:
-    task = state.task
-    if not isinstance(task, TrainTask | EvaluateTask) or task_key(task) in state.done:
-        return state, ()
-    if task.adapter.sha256 != sha256:
-        return state, ()
-    failed = Failed(
-        run=task.run, round=task.round, kind="transfer", message=f"the global adapter did not come: {reason}"
-    )
-    return remember(state, task, failed), (Say(failed),)
+    actions = (DropUpdate(ack.sha256), Log(f"round {ack.round}: the update was {verdict}"))
+    if ack.accepted:
+        return state, actions
+    # The update is gone: should the same task come again, it must be worked on anew.
+    if state.offered is not None and state.offered.update.sha256 == ack.sha256:
+        state = replace(state, task=None, adapter=None, trained=None, offered=None)
+    done = {
+        key: results
+        for key, results in state.done.items()
+        if not (isinstance(results[-1], Trained) and results[-1].update.sha256 == ack.sha256)
+    }
+    return replace(state, done=done), actions

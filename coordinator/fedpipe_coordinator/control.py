@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, BinaryIO
 
 SOCKET_NAME = "control.sock"
 MAX_REQUEST_BYTES = 1_000_000
@@ -55,6 +55,8 @@ class ControlServer:
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 line = self.rfile.readline(MAX_REQUEST_BYTES)
+                if not line:  # somebody looked whether a coordinator is here
+                    return
                 request = ControlRequest(_parse(line))
                 post(request)
                 while not stopping.is_set():
@@ -62,11 +64,12 @@ class ControlServer:
                         reply = request.replies.get(timeout=POLL_S)
                     except Empty:
                         continue
-                    if reply is None:
-                        return
+                    # A client that is gone is served to the end as well: its queue would fill otherwise.
                     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                         self.wfile.write(json.dumps(reply).encode() + b"\n")
                         self.wfile.flush()
+                    if reply is None:
+                        return
 
         with _directory(home) as short:
             try:
@@ -94,8 +97,10 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 def ask(home: Path, request: dict[str, Any], *, timeout_s: float | None = 30.0) -> Iterator[dict[str, Any]]:
     """Send a request to the coordinator of a folder and yield its answers.
 
+    They also end where the coordinator goes away in the middle of them: who followed a run looks whether it is over.
+
     Raises:
-        ControlError: if no coordinator runs there, or it goes away before the last answer.
+        ControlError: if no coordinator runs there, or it goes away before the first answer.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
@@ -104,18 +109,29 @@ def ask(home: Path, request: dict[str, Any], *, timeout_s: float | None = 30.0) 
                 connection.connect(f"{short}/{SOCKET_NAME}")
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
-                for line in answers:
-                    yield json.loads(line)
+                yield from _replies(answers)
         except (OSError, ValueError) as error:
             raise ControlError(
                 f"no coordinator answers in {home}: {error}. Start it with: fedpipe up {home}"
             ) from error
 
 
+def _replies(answers: BinaryIO) -> Iterator[dict[str, Any]]:
+    """The answers up to the `null` that says that there are no more."""
+    count = 0
+    for count, line in enumerate(answers, start=1):  # noqa: B007  # how far it came is what the end asks for
+        reply = json.loads(line)
+        if reply is None:
+            return
+        yield reply
+    if count == 0:
+        raise ConnectionResetError("it went away before it answered")
+
+
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         data = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

@@ -4,6 +4,7 @@ Part of the pure machine of `run_machine.py`. An agent that joins while a run is
 planned from the next round on.
 """
 
+from fedpipe_coordinator.base_model import base_identity, curve_problem
 from fedpipe_coordinator.run_events import AgentOnline, Send
 from fedpipe_coordinator.run_state import Member
 from fedpipe_coordinator.step import Step
@@ -19,7 +20,7 @@ def agent_online(work: Step, event: AgentOnline) -> None:
     member = work.state.members.get(name)
     if member is None:
         joined_late = work.state.phase != "surveying"
-        work.put(Member(name=name, standing="idle" if joined_late else "asked"))
+        work.put(Member(name=name, session=event.session, standing="idle" if joined_late else "asked"))
         work.note(
             "joined",
             f"{name} joined" + (" while the run was going on" if joined_late else ""),
@@ -27,7 +28,15 @@ def agent_online(work: Step, event: AgentOnline) -> None:
         )
         work.do(Send(name, survey_task(work.state)))
         return
-    work.put(member.model_copy(update={"online": True, "offline_since": None}))
+    restarted = event.session != member.session
+    update: dict[str, object] = {"online": True, "offline_since": None, "session": event.session}
+    if restarted and member.contribution is None and member.standing in ("refused", "failed"):
+        # its owner may have mended what kept it out
+        standing = "asked" if work.state.phase == "surveying" else "idle"
+        update |= {"standing": standing, "note": "", "survey": None}
+    elif restarted and member.standing == "offered":
+        update["standing"] = "asked"  # what it offered went with its former process
+    work.put(member.model_copy(update=update))
     if not member.online:
         work.note("returned", f"{name} is back", agent=name)
     ask_again(work, name)
@@ -41,14 +50,15 @@ def agent_offline(work: Step, name: str) -> None:
         work.note("offline", f"{name} is offline", agent=name)
 
 
+def is_lost(member: Member, now: float) -> bool:
+    """Whether an agent is offline for longer than the grace."""
+    return member.offline_since is not None and now - member.offline_since > OFFLINE_GRACE_S
+
+
 def drop_the_lost(work: Step) -> None:
     """Who is offline for longer than the grace is not waited for any more in this phase."""
-    for member in work.state.members.values():
-        if (
-            member.standing in ("asked", "offered")
-            and member.offline_since is not None
-            and work.now - member.offline_since > OFFLINE_GRACE_S
-        ):
+    for member in work.members():
+        if member.standing in ("asked", "offered") and is_lost(member, work.now):
             text = f"{member.name} is offline since {OFFLINE_GRACE_S:.0f} s: going on without it"
             work.put(member.model_copy(update={"standing": "gone", "note": text}))
             work.note("gone", text, agent=member.name)
@@ -68,12 +78,11 @@ def on_surveyed(work: Step, member: Member, survey: Survey) -> None:
             f"the run's labels are {', '.join(map(repr, labels[:20]))}. List all labels under data.labels of the job",
         )
         return
-    if work.state.shape is not None and survey.shape.fingerprint != work.state.shape.fingerprint:
-        exclude(
-            work,
-            member,
-            other_base(member.name, survey.shape.fingerprint, work.state.shape.fingerprint),
-        )
+    ours = work.state.shape
+    if ours is not None and base_identity(survey.shape, len(survey.labels)) != base_identity(
+        ours, len(work.state.labels)
+    ):
+        exclude(work, member, other_base(member.name, survey.shape.fingerprint, ours.fingerprint))
         return
     if work.state.phase == "surveying":
         work.put(member.model_copy(update={"survey": survey, "standing": "answered"}))
@@ -89,12 +98,14 @@ def on_surveyed(work: Step, member: Member, survey: Survey) -> None:
 
 def on_scored(work: Step, member: Member, scored: Scored) -> None:
     """An agent's contributions and first measurements are in."""
-    if member.contribution is not None:
+    shape = work.state.shape
+    if member.contribution is not None or member.survey is None or shape is None:
         return
-    update: dict[str, object] = {
-        "contribution": scored.contribution,
-        "measurements": scored.measurements,
-    }
+    problem = curve_problem(scored.contribution, shape, work.state.job.adapter.rank_ladder[-1])
+    if problem is not None:
+        exclude(work, member, f"{member.name} cannot be planned: {problem}")
+        return
+    update: dict[str, object] = {"contribution": scored.contribution, "measurements": scored.measurements}
     if work.state.phase == "scoring":
         update["standing"] = "answered"
     work.put(member.model_copy(update=update))
@@ -114,7 +125,9 @@ def exclude(work: Step, member: Member, reason: str) -> None:
 
 def other_base(name: str, theirs: str, ours: str) -> str:
     """Why an agent with other base files cannot take part."""
+    differ = (
+        f"{theirs[:12]}, the run works on {ours[:12]}" if theirs != ours else "of another shape than it should have"
+    )
     return (
-        f"{name} holds another base model ({theirs[:12]}, the run works on {ours[:12]}): "
-        "give it the same files, by [models] in its agent.toml if need be"
+        f"{name} holds another base model ({differ}): give it the same files, by [models] in its agent.toml if need be"
     )

@@ -6,6 +6,7 @@ Part of the pure machine of `run_machine.py`.
 import hashlib
 import math
 
+from fedpipe_coordinator.membership import is_lost
 from fedpipe_coordinator.run_events import BroadcastAdapter, MakePlans, Planned
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.step import Step
@@ -20,11 +21,16 @@ def begin_planning(work: Step, round_: int) -> None:
 
 
 def wait_for_agents(work: Step) -> None:
-    """Ask for plans once `min_agents` are online and scored; give up after `rounds.wait_s`."""
+    """Ask for plans once `min_agents` are online and scored; give up after `rounds.wait_s`.
+
+    Who was lost a moment ago is waited for until the grace is over: after a restart of the coordinator all are, and a
+    round must not begin with those alone that were heard first.
+    """
     state = work.state
-    if state.planning_asked:
+    scored = [member for member in work.members() if member.contribution is not None]
+    if state.planning_asked or any(not member.online and not is_lost(member, work.now) for member in scored):
         return
-    ready = [m.name for m in work.members() if m.online and m.contribution is not None]
+    ready = [member.name for member in scored if member.online]
     if len(ready) >= state.job.rounds.min_agents:
         work.update(planning_asked=True)
         work.do(MakePlans(state.round, draw_agents(state, ready)))

@@ -7,7 +7,7 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fedpipe_coordinator.metrics import metrics_data
 from fedpipe_coordinator.run_events import Note
@@ -86,8 +86,11 @@ class RunFolder:
 
     def rounds(self) -> list[dict[str, Any]]:
         """The rounds recorded so far."""
-        path = self.path / "rounds.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_lines(self.path / "rounds.jsonl")
+
+    def audit(self) -> list[dict[str, Any]]:
+        """The decisions recorded so far."""
+        return read_lines(self.path / "audit.jsonl")
 
     def add_audit(self, note: Note, when: datetime) -> None:
         """Append a decision to the audit record."""
@@ -117,10 +120,32 @@ class RunFolder:
         return summary
 
     def _append(self, name: str, value: dict[str, Any]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        with (self.path / name).open("a+b") as file:
+            file.truncate(_whole_bytes(file))
+            file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The values in a file of JSON lines; a last line that a kill cut short was never said, and does not count."""
+    if not path.exists():
+        return []
+    # Only b"\n" ends a line: texts from agents may hold other characters that Python takes for line ends.
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _whole_bytes(file: BinaryIO) -> int:
+    """How many bytes of a file of lines are whole lines."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - 4096)
+        file.seek(begin)
+        found = file.read(end - begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -27,7 +27,11 @@ class Registry:
         self._entries = {name: Entry(profile=profile) for name, profile in profiles.items()}
 
     def presence(self, agent: str, presence: Presence) -> AgentOnline | AgentOffline | None:
-        """Take in what is heard of an agent's session; returns what a run should know."""
+        """Take in what is heard of an agent's session; returns what a run should know.
+
+        An agent says that it is online whenever it has connected. A broker that was killed may have lost what was sent
+        to and by it, so each such word counts, also from a session that is known to be online: it is asked again.
+        """
         before = self._entries.get(agent, Entry())
         if presence.state == "offline":
             # A will that comes late belongs to a session that is over.
@@ -36,15 +40,14 @@ class Registry:
             self._entries[agent] = replace(before, online=False)
             return AgentOffline(agent) if before.online else None
         self._entries[agent] = replace(before, online=True, session=presence.session)
-        if before.online and before.session == presence.session:
-            return None
         return AgentOnline(agent, presence.session)
 
     def profile(self, agent: str, profile: DeviceProfile) -> AgentOnline | None:
-        """Take in an agent's profile; the first one of an agent that is online makes it known to a run."""
+        """Take in an agent's profile; the first one, or other datasets, makes an agent known to a run."""
         before = self._entries.get(agent, Entry())
         self._entries[agent] = replace(before, profile=profile)
-        return AgentOnline(agent, before.session) if before.online and before.profile is None else None
+        news = before.profile is None or before.profile.datasets != profile.datasets
+        return AgentOnline(agent, before.session) if before.online and news else None
 
     def profiles(self) -> dict[str, DeviceProfile]:
         """The newest profiles."""

@@ -4,20 +4,21 @@ Pure but for the writing. Everything that came from elsewhere (names, notes, lab
 """
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpipe_coordinator.records import write_atomically
-from fedpipe_coordinator.view import describe_ranks
+from fedpipe_coordinator.records import read_lines, write_atomically
+from fedpipe_coordinator.view import describe_ranks, plain
 
 MIB = 1024 * 1024
+MAX_TEXT = 4000
 _WIDTH, _HEIGHT, _MARGIN = 640, 220, 44
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem; font-size: 13px; }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; vertical-align: top; }
+td { overflow-wrap: anywhere; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .note { color: #555; } code { background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere; }
@@ -32,8 +33,7 @@ svg text { font: 12px system-ui, sans-serif; fill: #444; }
 
 def write_report(path: Path, summary: Mapping[str, Any], audit: Path) -> None:
     """Write the page for a run's summary and audit record."""
-    decisions = [json.loads(line) for line in audit.read_text().splitlines()] if audit.exists() else []
-    write_atomically(path, render(summary, decisions))
+    write_atomically(path, render(summary, read_lines(audit)))
 
 
 def render(summary: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]]) -> str:
@@ -106,7 +106,8 @@ def _round_section(record: Mapping[str, Any]) -> str:
     return (
         f"<h2>Round {_e(record['round'])}</h2><p class='note'>{time}; "
         f"{tail:.2%} of the change lost by truncation to the global rank</p>"
-        f"<table><thead><tr>{''.join(f'<th>{head}</th>' for head in heads + more)}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<table><thead><tr>{''.join(f'<th>{head}</th>' for head in heads + more)}</tr></thead>"
+        f"<tbody>{rows}</tbody></table>"
     )
 
 
@@ -153,4 +154,4 @@ def _maybe(value: float | None, unit: float) -> str:
 
 
 def _e(value: object) -> str:
-    return html.escape(str(value), quote=True)
+    return html.escape(plain(value, MAX_TEXT), quote=True)

@@ -3,7 +3,7 @@
 Pure. Agents are taken for offline until they say otherwise; each gets the task that it owes as soon as it is heard.
 """
 
-from fedpipe_coordinator.run_events import Aggregate, Export, RunAction
+from fedpipe_coordinator.run_events import Aggregate, BroadcastAdapter, Export, RunAction
 from fedpipe_coordinator.run_state import RunState
 
 
@@ -38,4 +38,7 @@ def resume(state: RunState, now: float) -> tuple[RunState, tuple[RunAction, ...]
         return fresh, (Aggregate(state.round, accepted),)
     if state.phase == "exporting":
         return fresh, (Export(),)
+    if state.phase in ("training", "evaluating") and state.adapter is not None:
+        # agents may still be fetching it, and nobody but this process can send it
+        return fresh, (BroadcastAdapter(state.adapter, state.round + (state.phase == "evaluating")),)
     return fresh, ()

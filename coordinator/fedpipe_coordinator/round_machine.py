@@ -4,6 +4,7 @@ Part of the pure machine of `run_machine.py`. A round ends when every planned ag
 passed; it never waits for an agent whose update is not on its way.
 """
 
+from fedpipe_coordinator import membership, reports
 from fedpipe_coordinator.metrics import combine_metrics, metrics_data, metrics_text
 from fedpipe_coordinator.planning_machine import begin_planning, on_planned
 from fedpipe_coordinator.run_events import (
@@ -11,110 +12,20 @@ from fedpipe_coordinator.run_events import (
     Aggregated,
     BroadcastAdapter,
     Export,
-    Fetch,
     Planned,
     SaveRound,
-    Send,
     UpdateRejected,
     UpdateStored,
 )
-from fedpipe_coordinator.run_state import SETTLED, Member, RoundResult, RunState
+from fedpipe_coordinator.run_state import SETTLED, RoundResult, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import ask_again
-from fedpipe_wire.messages import (
-    Ack,
-    Evaluated,
-    Failed,
-    Trained,
-)
+from fedpipe_wire.messages import Metrics
 
 DEADLINE_GRACE = 1.25
 DEADLINE_GRACE_S = 20.0
 EVALUATION_GRACE_S = 300.0
-MEMORY_BACKOFF = 0.8
 MAX_MISSED_ROUNDS = 3
-MAX_MEASUREMENTS = 16
-
-
-# --- collecting -------------------------------------------------------------------------------------------------
-
-
-def on_report(work: Step, member: Member, message: Evaluated | Trained) -> None:
-    """An agent evaluated the adapter of this round, or finished training it."""
-    state = work.state
-    if isinstance(message, Evaluated):
-        if message.round == state.round and state.phase == "training":
-            work.put(member.model_copy(update={"evaluated": message.metrics}))
-            work.note(
-                "evaluated",
-                metrics_text(member.name, message.metrics),
-                agent=member.name,
-                data=metrics_data(message.metrics),
-            )
-        elif message.round == state.round + 1 and state.phase == "evaluating":
-            work.put(member.model_copy(update={"evaluated": message.metrics, "standing": "answered"}))
-            work.note(
-                "evaluated",
-                metrics_text(member.name, message.metrics),
-                agent=member.name,
-                data=metrics_data(message.metrics),
-            )
-        return
-    if message.round != state.round or state.phase != "training":
-        reason = f"round {message.round} is over, the run is at round {state.round} ({state.phase})"
-        work.note("late", f"{member.name}: {reason}; its update is dropped", agent=member.name)
-        work.do(
-            Send(
-                member.name,
-                Ack(
-                    run=state.run,
-                    round=message.round,
-                    sha256=message.update.sha256,
-                    accepted=False,
-                    reason=reason,
-                ),
-            )
-        )
-        return
-    if member.standing == "accepted" and member.trained is not None:
-        work.do(
-            Send(
-                member.name,
-                Ack(
-                    run=state.run,
-                    round=state.round,
-                    sha256=member.trained.update.sha256,
-                    accepted=True,
-                ),
-            )
-        )
-        return
-    measurements = (*member.measurements, message.measurement)[-MAX_MEASUREMENTS:]
-    work.put(member.model_copy(update={"trained": message, "standing": "offered", "measurements": measurements}))
-    work.note(
-        "trained",
-        f"{member.name} trained {message.examples} examples, loss {message.train_loss:.3f}",
-        agent=member.name,
-    )
-    work.do(Fetch(member.name, message.round, message.update))
-
-
-def on_failed(work: Step, member: Member, failure: Failed) -> None:
-    """An agent failed. One that ran out of memory is planned smaller from now on."""
-    update: dict[str, object] = {"standing": "failed", "note": failure.message}
-    if failure.kind == "out-of-memory" and member.plan is not None:
-        cap = int(MEMORY_BACKOFF * member.plan.predicted.peak_bytes)
-        update["memory_cap_bytes"] = min(cap, member.memory_cap_bytes or cap)
-    work.put(member.model_copy(update=update))
-    text = f"{member.name} failed ({failure.kind}): {failure.message}"
-    if failure.kind == "out-of-memory":
-        text += "; it is planned smaller next round"
-    work.note(
-        "failed",
-        text,
-        agent=member.name,
-        data={"kind": failure.kind, "peak_bytes": failure.peak_bytes},
-    )
 
 
 def on_work(work: Step, event: UpdateStored | UpdateRejected | Planned | Aggregated) -> None:
@@ -123,50 +34,11 @@ def on_work(work: Step, event: UpdateStored | UpdateRejected | Planned | Aggrega
         case Planned():
             on_planned(work, event)
         case UpdateStored():
-            _stored(work, event)
+            reports.on_stored(work, event)
         case UpdateRejected():
-            _rejected(work, event)
+            reports.on_rejected(work, event)
         case Aggregated():
             _aggregated(work, event)
-
-
-def _stored(work: Step, event: UpdateStored) -> None:
-    member = work.state.members.get(event.agent)
-    if member is None or event.round != work.state.round or work.state.phase != "training":
-        return
-    work.put(member.model_copy(update={"standing": "accepted", "round_s": work.now - work.state.phase_began}))
-    work.note(
-        "accepted",
-        f"{event.agent}'s update {event.sha256[:12]} is stored",
-        agent=event.agent,
-        data={"sha256": event.sha256},
-    )
-    work.do(
-        Send(
-            event.agent,
-            Ack(run=work.state.run, round=event.round, sha256=event.sha256, accepted=True),
-        )
-    )
-
-
-def _rejected(work: Step, event: UpdateRejected) -> None:
-    member = work.state.members.get(event.agent)
-    if member is None or event.round != work.state.round or work.state.phase != "training":
-        return
-    work.put(member.model_copy(update={"standing": "failed", "note": event.reason}))
-    work.note("rejected", f"{event.agent}'s update is not taken: {event.reason}", agent=event.agent)
-    work.do(
-        Send(
-            event.agent,
-            Ack(
-                run=work.state.run,
-                round=event.round,
-                sha256=event.sha256,
-                accepted=False,
-                reason=event.reason[:1000],
-            ),
-        )
-    )
 
 
 def finish_training(work: Step) -> None:
@@ -183,6 +55,7 @@ def finish_training(work: Step) -> None:
     accepted = {
         m.name: m.trained.update.sha256 for m in work.members() if m.standing == "accepted" and m.trained is not None
     }
+    _decline_the_rest(work)
     _close_previous(work)
     if len(accepted) >= 1 and len(accepted) >= min(state.job.rounds.min_agents, _planned_count(state)):
         work.update(missed=0)
@@ -192,11 +65,18 @@ def finish_training(work: Step) -> None:
     work.update(missed=state.missed + 1)
     text = f"round {state.round} has {len(accepted)} updates, rounds.min_agents is {state.job.rounds.min_agents}"
     if work.state.missed >= MAX_MISSED_ROUNDS:
-        notes = "; ".join(member.note for member in work.members() if member.note)
-        work.fail(f"{text}, {MAX_MISSED_ROUNDS} times in a row. Reported: {notes or 'nothing'}")
+        work.fail(f"{text}, {MAX_MISSED_ROUNDS} times in a row. Reported: {work.reported() or 'nothing'}")
         return
     work.note("round-repeated", f"{text}: it is planned again")
     begin_planning(work, state.round)
+
+
+def _decline_the_rest(work: Step) -> None:
+    """Who left while its update was on its way learns, when it is back, that the round went on without it."""
+    for member in work.members():
+        if member.standing == "gone" and member.trained is not None:
+            reason = f"round {work.state.round} went on without it: {member.note}"
+            reports.decline(work, member.name, member.trained, reason)
 
 
 def _planned_count(state: RunState) -> int:
@@ -209,10 +89,23 @@ def _close_previous(work: Step) -> None:
     if work.state.round == 1:
         if work.state.initial_metric is None:
             work.update(initial_metric=metric)
+            _judge(work, metric)
             work.note("initial-metric", metrics_text("before training", metric), data=metrics_data(metric))
     elif work.state.pending is not None:
         work.do(SaveRound(work.state.pending, metric))
         work.update(pending=None)
+        _judge(work, metric)
+
+
+def _judge(work: Step, metric: Metrics | None) -> None:
+    """Count the rounds in a row whose adapter has no lower loss than the best before it."""
+    if metric is None:
+        return
+    best = work.state.best_loss
+    if best is None or metric.loss < best:
+        work.update(best_loss=metric.loss, stale_rounds=0)
+    else:
+        work.update(stale_rounds=work.state.stale_rounds + 1)
 
 
 def _aggregated(work: Step, event: Aggregated) -> None:
@@ -234,7 +127,12 @@ def _aggregated(work: Step, event: Aggregated) -> None:
         f"{event.truncation_tail:.2%} lost by truncation",
         data={"sha256": event.adapter.sha256, "truncation_tail": event.truncation_tail},
     )
-    if state.round < state.job.rounds.number:
+    patience = state.job.rounds.patience
+    enough = patience is not None and state.stale_rounds >= patience
+    if enough and state.round < state.job.rounds.number:
+        text = f"no better loss than {state.best_loss:.4f} for {state.stale_rounds} rounds"
+        work.note("stopped-early", f"{text}: round {state.round} is the last")
+    elif state.round < state.job.rounds.number:
         begin_planning(work, state.round + 1)
         return
     work.to("evaluating")
@@ -242,9 +140,10 @@ def _aggregated(work: Step, event: Aggregated) -> None:
     for member in work.members():
         if member.plan is None:
             continue
-        standing = "asked" if member.online else "gone"
+        standing = "gone" if membership.is_lost(member, work.now) else "asked"
         work.put(member.model_copy(update={"standing": standing, "evaluated": None}))
-        ask_again(work, member.name)
+        if member.online:
+            ask_again(work, member.name)
 
 
 def finish_evaluating(work: Step) -> None:

@@ -5,7 +5,11 @@ follow, then the last adapter is evaluated and exported. An agent may join, leav
 depends on an agent's clock. `round_machine.py` owns what happens within a round.
 """
 
-from fedpipe_coordinator import membership, planning_machine, round_machine
+from collections.abc import Sequence
+
+from fedpipe_coordinator import membership, planning_machine, reports, round_machine
+from fedpipe_coordinator.base_model import base_identity, commonest_base, with_labels
+from fedpipe_coordinator.config import MIN_LABELS
 from fedpipe_coordinator.run_events import (
     AgentOffline,
     AgentOnline,
@@ -22,7 +26,7 @@ from fedpipe_coordinator.run_events import (
     UpdateStored,
     WorkFailed,
 )
-from fedpipe_coordinator.run_state import OPEN_PHASES, RunState
+from fedpipe_coordinator.run_state import OPEN_PHASES, Member, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import SCORE_GRACE_S, score_task
 from fedpipe_profiles.contribution import average_contributions
@@ -35,6 +39,9 @@ from fedpipe_wire.messages import (
     Survey,
     Trained,
 )
+
+MAX_LABELS = 10_000
+"""As many as a task may name."""
 
 
 def step(state: RunState, event: RunEvent, now: float) -> tuple[RunState, tuple[RunAction, ...]]:
@@ -68,24 +75,26 @@ def _dispatch(work: Step, event: RunEvent) -> None:
         case UpdateStored() | UpdateRejected() | Planned() | Aggregated():
             round_machine.on_work(work, event)
         case Exported():
-            work.to("done")
-            work.note("run-done", "the run is done", data={"paths": event.paths})
-            work.end_all("the run is done")
+            if work.state.phase == "exporting":
+                work.to("done")
+                work.note("run-done", "the run is done", data={"paths": event.paths})
+                work.end_all("the run is done")
         case WorkFailed():
             work.fail(f"{event.work}: {event.reason}")
         case StopAsked():
-            work.to("stopped")
-            work.note("run-stopped", "the run was stopped on request")
-            work.end_all("the run was stopped")
+            work.close("stopped", "run-stopped", "the run was stopped on request", "the run was stopped")
 
 
 def _after_the_end(work: Step, event: RunEvent) -> None:
     """An agent that comes back to a run that is over is told so; nothing else can matter any more."""
-    if isinstance(event, AgentOnline) and event.agent in work.state.members:
-        work.do(Send(event.agent, EndTask(run=work.state.run, reason=f"the run is {work.state.phase}")))
-
-
-# --- agents come and go -----------------------------------------------------------------------------------------
+    reason = f"the run is {work.state.phase}"
+    match event:
+        case AgentOnline() if event.agent in work.state.members:
+            work.do(Send(event.agent, EndTask(run=work.state.run, reason=reason)))
+        case Heard(message=Trained() as trained) if event.agent in work.state.members:
+            reports.decline(work, event.agent, trained, reason)
+        case _:
+            pass
 
 
 # --- what agents report -----------------------------------------------------------------------------------------
@@ -101,12 +110,13 @@ def _heard(work: Step, event: Heard) -> None:
         case Scored():
             membership.on_scored(work, member, event.message)
         case Refused():
-            work.put(member.model_copy(update={"standing": "refused", "note": event.message.reason}))
-            work.note("refused", f"{member.name} refuses: {event.message.reason}", agent=member.name)
+            reports.on_refused(work, member, event.message)
         case Failed():
-            round_machine.on_failed(work, member, event.message)
-        case Evaluated() | Trained():
-            round_machine.on_report(work, member, event.message)
+            reports.on_failed(work, member, event.message)
+        case Evaluated():
+            reports.on_evaluated(work, member, event.message)
+        case Trained():
+            reports.on_trained(work, member, event.message)
 
 
 # --- going on ---------------------------------------------------------------------------------------------------
@@ -134,42 +144,57 @@ def _finish_surveying(work: Step) -> None:
     waiting = any(member.standing == "asked" for member in state.members.values())
     late = work.now - state.phase_began > state.job.rounds.wait_s
     if len(answered) < state.job.rounds.min_agents:
-        if late:
-            work.fail(_too_few(state, len(answered)))
+        # `wait_s` is for agents to come: where enough came and too few can work, waiting would help nobody.
+        unfit = sum(member.standing in ("refused", "failed") for member in state.members.values())
+        if late or (not waiting and len(answered) + unfit >= state.job.rounds.min_agents):
+            work.fail(_too_few(work, len(answered)))
         return
     if waiting and not late:
         return
     _choose_base(work)
-    labels = state.job.data.labels or tuple(
-        sorted({label for member in work.state.members.values() if member.survey for label in member.survey.labels})
-    )
-    if state.job.job.task == "sequence-classification" and len(labels) < 2:  # noqa: PLR2004  # one class is no task
-        work.fail(
-            f"classification needs at least 2 labels, the silos have {len(labels)}: look at data.labels and fields"
-        )
+    fit = [member for member in work.members() if member.survey is not None]
+    if len(fit) < state.job.rounds.min_agents:
+        work.fail(_too_few(work, len(fit)))
         return
-    work.update(labels=labels)
-    work.to("scoring")
-    for member in work.members():
-        if member.survey is not None:
-            work.put(member.model_copy(update={"standing": "asked"}))
-            work.do(Send(member.name, score_task(work.state)))
+    if _settle_labels(work, fit):
+        work.to("scoring")
+        _ask_for_scores(work)
 
 
 def _choose_base(work: Step) -> None:
     """The base model that most agents hold is the run's; the others are told which one that is."""
-    surveys = {member.name: member.survey for member in work.state.members.values() if member.survey is not None}
-    prints = [survey.shape.fingerprint for survey in surveys.values()]
-    chosen = max(sorted(set(prints)), key=prints.count)
-    for name, survey in sorted(surveys.items()):
-        if survey.shape.fingerprint != chosen:
-            membership.exclude(
-                work,
-                work.state.members[name],
-                membership.other_base(name, survey.shape.fingerprint, chosen),
-            )
-        elif work.state.shape is None:
-            work.update(shape=survey.shape)
+    fit = [(member, member.survey) for member in work.members() if member.survey is not None]
+    chosen = commonest_base([survey for _, survey in fit])
+    ours = next(s.shape.fingerprint for _, s in fit if base_identity(s.shape, len(s.labels)) == chosen)
+    for member, survey in fit:
+        if base_identity(survey.shape, len(survey.labels)) != chosen:
+            membership.exclude(work, member, membership.other_base(member.name, survey.shape.fingerprint, ours))
+
+
+def _settle_labels(work: Step, fit: Sequence[Member]) -> bool:
+    """Settle the run's labels and, with them, its model's shape; False where the run failed for its labels."""
+    state = work.state
+    surveys = [member.survey for member in fit if member.survey is not None]
+    labels = state.job.data.labels or tuple(sorted({label for survey in surveys for label in survey.labels}))
+    if state.job.job.task == "sequence-classification" and not MIN_LABELS <= len(labels) <= MAX_LABELS:
+        work.fail(
+            f"classification needs {MIN_LABELS} to {MAX_LABELS} labels, the silos have {len(labels)}: "
+            "look at data.labels and fields"
+        )
+        return False
+    # A silo may lack some labels: its head is smaller than the run's.
+    work.update(labels=labels, shape=with_labels(surveys[0].shape, len(surveys[0].labels), len(labels)))
+    return True
+
+
+def _ask_for_scores(work: Step) -> None:
+    for member in work.members():
+        if member.survey is not None:
+            work.put(member.model_copy(update={"standing": "asked"}))
+            work.do(Send(member.name, score_task(work.state)))
+        elif member.standing == "asked":
+            note = f"{member.name} did not answer the survey within {work.state.job.rounds.wait_s:.0f} s"
+            work.put(member.model_copy(update={"standing": "idle", "note": note}))
 
 
 def _finish_scoring(work: Step) -> None:
@@ -177,9 +202,9 @@ def _finish_scoring(work: Step) -> None:
     late = work.now - state.phase_began > SCORE_GRACE_S
     if any(member.standing == "asked" for member in state.members.values()) and not late:
         return
-    scored = [member for member in state.members.values() if member.contribution is not None]
+    scored = [member for member in work.members() if member.contribution is not None]
     if len(scored) < state.job.rounds.min_agents:
-        work.fail(_too_few(state, len(scored)))
+        work.fail(_too_few(work, len(scored)))
         return
     try:
         curves = average_contributions([m.contribution for m in scored if m.contribution is not None])
@@ -196,10 +221,10 @@ def _finish_scoring(work: Step) -> None:
     planning_machine.begin_planning(work, 1)
 
 
-def _too_few(state: RunState, count: int) -> str:
-    notes = "; ".join(member.note for member in state.members.values() if member.note)
+def _too_few(work: Step, count: int) -> str:
+    job, reported = work.state.job, work.reported()
     return (
-        f"{count} agents are ready and rounds.min_agents is {state.job.rounds.min_agents}. "
-        f"Start more agents that map dataset {state.job.data.dataset!r}, or lower min_agents"
-        + (f". Reported: {notes}" if notes else "")
+        f"{count} agents are ready and rounds.min_agents is {job.rounds.min_agents}. "
+        f"Start more agents that map dataset {job.data.dataset!r}, or lower min_agents"
+        + (f". Reported: {reported}" if reported else "")
     )

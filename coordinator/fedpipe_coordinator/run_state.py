@@ -75,6 +75,7 @@ class Member(Value):
     """One agent, as this run sees it."""
 
     name: str
+    session: str = ""
     online: bool = True
     offline_since: float | None = None
     standing: Standing = "asked"
@@ -119,6 +120,8 @@ class RunState(Value):
     began: float = 0.0
     missed: NonNegativeInt = 0
     pending: RoundResult | None = None
+    best_loss: float | None = None
+    stale_rounds: NonNegativeInt = 0
     initial_metric: Metrics | None = None
     final_metric: Metrics | None = None
     folder: str | None = None

@@ -160,6 +160,8 @@ class Service:
                 if change is not None:
                     self._log(f"agent {agent} is {message.state}")
                     self._member_changed(change)
+            case Profile() if message.profile.agent != agent:
+                self._log(f"refused a profile of {message.profile.agent!r} that agent {agent} sent")
             case Profile():
                 self._store.save_profile(message.profile)
                 change = self.registry.profile(agent, message.profile)
@@ -290,6 +292,8 @@ class Service:
                 event = UpdateStored(agent, state.round, sha256)
             except RefusedUpdateError as error:
                 event = UpdateRejected(agent, state.round, sha256, str(error))
+            except Exception as error:  # noqa: BLE001  # a check that fails must not leave the round waiting for ever
+                event = UpdateRejected(agent, state.round, sha256, f"it could not be checked: {error!r}"[:1000])
             self.post(WorkDone(state.run, event))
 
         self._pool.submit(do)
@@ -330,12 +334,17 @@ class Service:
         folder = self._folder(state)
         summary = folder.write_summary(state, self._exports.get(state.run, {}))
         write_report(folder.path / "report.html", summary, folder.path / "audit.jsonl")
-        keep = {state.adapter.sha256} if state.adapter is not None else set()
-        self._exchange.forget_all(keep)
+        self._exchange.forget_all(self._needed_blobs())
         self.watchers.end(state.run)
         if self._active == state.run:
             self._active = None
             self._start_next()
+
+    def _needed_blobs(self) -> set[str]:
+        """The last adapter of every run, and the updates of those that are open."""
+        adapters = {state.adapter.sha256 for state in self.runs.values() if state.adapter is not None}
+        members = (member for state in self.runs.values() if state.open for member in state.members.values())
+        return adapters | {member.trained.update.sha256 for member in members if member.trained is not None}
 
     def _folder(self, state: RunState) -> RunFolder:
         return RunFolder(Path(state.folder) if state.folder else self.home.run(state.run))

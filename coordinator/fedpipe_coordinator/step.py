@@ -6,7 +6,7 @@ Owns the bookkeeping that keeps the machine's functions short; holds no rule.
 from collections.abc import Sequence
 from typing import Any
 
-from fedpipe_coordinator.run_events import Note, RunAction, Send
+from fedpipe_coordinator.run_events import Note, RunAction, SaveRound, Send
 from fedpipe_coordinator.run_state import Member, Phase, RunState
 from fedpipe_wire.messages import EndTask
 
@@ -39,6 +39,11 @@ class Step:
         """All agents in the order of their names, so that nothing depends on who came first."""
         return [self.state.members[name] for name in sorted(self.state.members)]
 
+    def reported(self) -> str:
+        """What the agents said is wrong, each with its name; for people."""
+        notes = [m.note if m.note.startswith(m.name) else f"{m.name}: {m.note}" for m in self.members() if m.note]
+        return "; ".join(notes)
+
     def update(self, **changes: Any) -> None:
         """Change fields of the run itself."""
         self.state = self.state.model_copy(update=changes)
@@ -55,6 +60,13 @@ class Step:
     def fail(self, reason: str) -> None:
         """End the run with a reason."""
         self.update(note=reason)
-        self.to("failed")
-        self.note("run-failed", reason)
-        self.end_all(f"the run failed: {reason}")
+        self.close("failed", "run-failed", reason, f"the run failed: {reason}")
+
+    def close(self, phase: Phase, kind: str, text: str, farewell: str) -> None:
+        """End the run early; the record of a round that waited for its metric is written without one."""
+        if self.state.pending is not None:
+            self.do(SaveRound(self.state.pending, None))
+            self.update(pending=None)
+        self.to(phase)
+        self.note(kind, text)
+        self.end_all(farewell)

@@ -6,12 +6,15 @@ made of it, so that what is read back is what was decided on.
 
 import sqlite3
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from pydantic import ValidationError
 
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_profiles.device import DeviceProfile
 
 SCHEMA_VERSION = 1
+Kept = TypeVar("Kept", RunState, DeviceProfile)
 
 
 class StoreError(Exception):
@@ -26,7 +29,7 @@ class Store(Protocol):
         ...
 
     def runs(self) -> list[RunState]:
-        """All runs, oldest first."""
+        """All runs, in the order in which they were first saved."""
         ...
 
     def save_profile(self, profile: DeviceProfile) -> None:
@@ -92,7 +95,7 @@ class SqliteStore:
     def runs(self) -> list[RunState]:
         """See `Store`."""
         rows = self._execute("SELECT state FROM runs ORDER BY number", ())
-        return [RunState.model_validate_json(row[0]) for row in rows]
+        return [self._parse(RunState, row[0]) for row in rows]
 
     def save_profile(self, profile: DeviceProfile) -> None:
         """See `Store`."""
@@ -105,7 +108,7 @@ class SqliteStore:
     def profiles(self) -> dict[str, DeviceProfile]:
         """See `Store`."""
         rows = self._execute("SELECT agent, profile FROM agents ORDER BY agent", ())
-        return {agent: DeviceProfile.model_validate_json(text) for agent, text in rows}
+        return {agent: self._parse(DeviceProfile, text) for agent, text in rows}
 
     def next_counter(self) -> int:
         """See `Store`. Blocks of numbers are reserved, so that most calls need no write."""
@@ -123,6 +126,15 @@ class SqliteStore:
     def close(self) -> None:
         """See `Store`."""
         self._db.close()
+
+    def _parse(self, kind: type[Kept], text: str) -> Kept:
+        try:
+            return kind.model_validate_json(text)
+        except ValidationError as error:
+            raise StoreError(
+                f"the store {self._path} holds a {kind.__name__} that this version cannot read "
+                f"({error.error_count()} problems): use the version that wrote it, or restore it from a backup"
+            ) from error
 
     def _execute(self, sql: str, values: tuple[object, ...]) -> list[tuple[str, ...]]:
         try:

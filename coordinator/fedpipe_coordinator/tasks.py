@@ -68,6 +68,7 @@ def train_task(state: RunState, member: Member) -> TrainTask | None:
     return TrainTask(
         run=state.run,
         round=state.round,
+        attempt=state.missed,
         terms=job_terms(state.job),
         labels=state.labels,
         adapter=state.adapter,

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 MIB = 1024 * 1024
+MAX_TEXT = 600
+"""Characters of a text from elsewhere: a screen's worth."""
 _PROGRESS_STEPS = 4
 _STYLES = {
     "run-failed": "bold red",
@@ -44,7 +46,7 @@ class RunView:
             return
         prefix = _prefix(event)
         self._console.print(
-            Text(f"{prefix}{_plain(event.get('text', ''))}", style=_STYLES.get(kind, "")), soft_wrap=True
+            Text(f"{prefix}{plain(event.get('text', ''))}", style=_STYLES.get(kind, "")), soft_wrap=True
         )
         if kind == "planned":
             self._console.print(plan_table(event["data"]))
@@ -61,7 +63,7 @@ class RunView:
         amount = f" {done}/{of}" if of else ""
         tail = f", loss {loss:.3f}" if isinstance(loss, float) else ""
         self._console.print(
-            Text(f"{_prefix(event)}{_plain(event.get('agent'))} {event.get('stage')}{amount}{tail}", style="dim")
+            Text(f"{_prefix(event)}{plain(event.get('agent'))} {event.get('stage')}{amount}{tail}", style="dim")
         )
 
 
@@ -85,7 +87,7 @@ def plan_table(data: Mapping[str, Any]) -> RenderableType:
     for agent, plan in sorted(data["plans"].items()):
         predicted = plan["predicted"]
         table.add_row(
-            _plain(agent),
+            _cell(agent),
             str(plan["bits"]),
             describe_ranks(plan["ranks"]),
             str(plan["batch_size"]),
@@ -96,9 +98,9 @@ def plan_table(data: Mapping[str, Any]) -> RenderableType:
             f"{predicted['up_bytes'] / MIB:.2f} MiB",
             str(plan["bound"]),
         )
-        lines.append(Text(f"  {_plain(agent)}: {_plain(plan['reason'])}", style="dim"))
+        lines.append(Text(f"  {plain(agent)}: {plain(plan['reason'])}", style="dim"))
     lines.extend(
-        Text(f"  {_plain(agent)}: no plan: {_plain(none['reason'])}", style="yellow")
+        Text(f"  {plain(agent)}: no plan: {plain(none['reason'])}", style="yellow")
         for agent, none in sorted(data["none"].items())
     )
     return Group(table, *lines)
@@ -115,10 +117,10 @@ def round_table(record: Mapping[str, Any]) -> RenderableType:
         table.add_column(name, justify="left" if name in ("agent", "ranks", "status") else "right")
     for agent in record["agents"]:
         if "bits" not in agent:
-            table.add_row(_plain(agent["agent"]), *[""] * 7, _plain(agent["status"]))
+            table.add_row(_cell(agent["agent"]), *[""] * 7, _cell(agent["status"]))
             continue
         table.add_row(
-            _plain(agent["agent"]),
+            _cell(agent["agent"]),
             str(agent["bits"]),
             describe_ranks(agent["ranks"]),
             f"{agent['examples']}/{agent['planned_examples']}",
@@ -126,7 +128,7 @@ def round_table(record: Mapping[str, Any]) -> RenderableType:
             f"{agent['down_bytes'] / MIB:.2f} MiB",
             f"{agent['predicted_peak_bytes'] / MIB:.0f}/{_number(agent['measured_peak_bytes'], MIB)} MiB",
             f"{agent['predicted_round_s']:.0f}/{_number(agent['measured_round_s'], 1)} s",
-            _plain(agent["status"]),
+            _cell(agent["status"]),
         )
     return table
 
@@ -144,9 +146,9 @@ def agents_table(agents: Mapping[str, Mapping[str, Any]]) -> RenderableType:
         free = (gpu or profile["host"])["free_bytes"]
         rate = max(item["flops_per_s"] for item in profile["matmul"])
         table.add_row(
-            _plain(agent),
+            _cell(agent),
             "online" if entry["online"] else "offline",
-            _plain((gpu or {}).get("name") or profile["host"]["cpu"])[:40],
+            _cell(str((gpu or {}).get("name") or profile["host"]["cpu"])[:40]),
             f"{min(free, limit or free) / MIB:.0f} MiB",
             str(
                 min(profile["host"]["threads"], profile.get("limits", {}).get("threads") or profile["host"]["threads"])
@@ -154,7 +156,7 @@ def agents_table(agents: Mapping[str, Mapping[str, Any]]) -> RenderableType:
             ",".join(str(bits) for bits in profile["supported_bits"]),
             f"{rate / 1e9:.0f} GFLOP/s",
             f"{link['uplink_bps'] / 1e6:.0f} Mbit/s" if link else "?",
-            _plain(", ".join(profile.get("datasets", []))),
+            _cell(", ".join(profile.get("datasets", []))),
         )
     return table
 
@@ -176,7 +178,13 @@ def _number(value: float | None, unit: float) -> str:
     return "-" if value is None else f"{value / unit:.0f}"
 
 
-def _plain(value: object) -> str:
+def _cell(value: object) -> Text:
+    """Text from elsewhere in a table: rich reads markup in plain strings, and fails where it is not well-formed."""
+    return Text(plain(value))
+
+
+def plain(value: object, longest: int = MAX_TEXT) -> str:
     """Text from elsewhere, without control characters and of bounded length."""
-    text = "".join(char if char.isprintable() else " " for char in str(value))
-    return text if len(text) <= 600 else f"{text[:600]}..."  # noqa: PLR2004  # a screen's worth
+    text = str(value)
+    cut = text if len(text) <= longest else f"{text[:longest]}..."
+    return "".join(char if char.isprintable() else " " for char in cut)

@@ -1,6 +1,7 @@
 """What a run said so far, and who listens.
 
-Owns the events of each run in memory, so that a watcher that comes late sees all of it. The oldest progress is let go.
+Owns the events of each run in memory, so that a watcher that comes late sees all of it, but for the progress that
+would be too much to keep, and all progress of a run that is over.
 """
 
 from queue import SimpleQueue
@@ -38,5 +39,7 @@ class Watchers:
     def end(self, run: str) -> None:
         """The run is over: nobody waits any longer."""
         self._ended.add(run)
+        if run in self._events:
+            self._events[run] = [event for event in self._events[run] if event["event"] != "progress"]
         for queue in self._queues.pop(run, ()):
             queue.put(None)

@@ -4,6 +4,7 @@ Each function takes what it needs and returns the event that the machine waits f
 thread, so that the session with the broker never waits for a solver.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def make_plans(
         evaluation_examples=job.data.evaluation_examples,
         learning_rate=job.train.learning_rate,
         scale=job.adapter.scale,
-        seed=job.job.seed,
+        seed=training_seed(job.job.seed, action.round),
     )
     devices = {name: _device(state, name, profiles[name]) for name in action.agents if name in profiles}
     deadline = job.rounds.deadline_s
@@ -65,6 +66,11 @@ def make_plans(
         draw=partial(_draw, job.job.seed, action.round),
     )
     return Planned(action.round, plan.deadline_s, dict(plan.plans), dict(plan.none), adapter)
+
+
+def training_seed(seed: int, round_: int) -> int:
+    """What a round's plans are seeded with: another shuffle in every round, or each would train the same examples."""
+    return int.from_bytes(hashlib.sha256(f"training/{seed}/{round_}".encode()).digest()[:4], "big")
 
 
 def _draw(seed: int, round_: int, agent: str, weight: str, global_rank: int, rank: int) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ class Trainer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
+                env={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", **os.environ},
             )
 
     def send(self, request: Any) -> None:
@@ -167,9 +167,7 @@ def test_a_run_of_a_classification(tmp_path: Path) -> None:
 
         components = {next(iter(base.weights)): (0,)}
         plan = make_plan(components, bits=32)
-        process.send(
-            TrainRequest(labels=LABELS, plan=plan, adapter=adapter, update=tmp_path / "u", budget_s=0.01)
-        )
+        process.send(TrainRequest(labels=LABELS, plan=plan, adapter=adapter, update=tmp_path / "u", budget_s=0.01))
         late = process.next()
         late = process.next() if isinstance(late, EvaluatedReply) else late
         assert isinstance(late, ErrorReply)
@@ -197,9 +195,17 @@ def _rounds(process: Trainer, base: Base, adapter: Path, tmp_path: Path) -> list
     found = []
     names = list(base.weights)
     for number, bits in enumerate((32, 32, 8, 4, 32), start=1):
-        components = {name: ((number % 6,) if i % 2 else (1, 3, 5)) for i, name in enumerate(names[:-1])}
+        components: dict[str, tuple[int, ...]] = {
+            name: ((number % 6,) if i % 2 else (1, 3, 5)) for i, name in enumerate(names[:-1])
+        }
         plan = make_plan(
-            components, bits=bits, round=number, examples=150, batch_size=8, seed=number, gradient_checkpointing=bits == 4
+            components,
+            bits=bits,
+            round=number,
+            examples=150,
+            batch_size=8,
+            seed=number,
+            gradient_checkpointing=bits == 4,
         )
         update = tmp_path / f"update-{number}"
         process.send(TrainRequest(labels=LABELS, plan=plan, adapter=adapter, update=update, budget_s=100.0))
@@ -216,7 +222,7 @@ def _rounds(process: Trainer, base: Base, adapter: Path, tmp_path: Path) -> list
 @pytest.mark.timeout(240)
 def test_the_memory_limit_is_an_error_and_not_the_end(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "gpt2", "gpt2")
-    large = make_tiny_model(tmp_path / "large", "gpt2", unused_words=400_000)
+    large = make_tiny_model(tmp_path / "large", "gpt2", unused_words=1_000_000)
     data = write_causal(tmp_path / "data.jsonl", rows=20_000)
     base = load(model, "causal-lm", 32)
     adapter = write_adapter(tmp_path / "adapter", adapter_tensors(base))
@@ -243,7 +249,7 @@ def test_the_memory_limit_is_an_error_and_not_the_end(tmp_path: Path) -> None:
         assert halved.examples == 8192
         assert "out of memory at 8192 examples" in halved.actions[0]
         assert halved.measurement.batch_size < 8192
-        assert halved.measurement.peak_bytes <= 130 * MIB
+        assert halved.measurement.peak_bytes <= 140 * MIB
 
         process.send(make_open(large, data, "causal-lm"))
         context = process.expect(Opened).context_bytes
@@ -251,9 +257,9 @@ def test_the_memory_limit_is_an_error_and_not_the_end(tmp_path: Path) -> None:
         process.expect(Opened)
         process.send(request(8, "none"))
         failed = process.next()
-        while not isinstance(failed, ErrorReply):
-            failed = process.next()
-        assert failed.kind == "out-of-memory", failed
+        failed = process.next() if isinstance(failed, EvaluatedReply) else failed
+        assert isinstance(failed, ErrorReply), failed
+        assert failed.kind == "out-of-memory"
         assert not (tmp_path / "none").exists()
 
         process.send(make_open(model, data, "causal-lm"))

@@ -155,7 +155,7 @@ def test_second_round_on_a_used_base_equals_one_on_a_fresh_base(
 ) -> None:
     def round_two(base: Base) -> bytes:
         path = write_adapter(tmp_path / "two", adapter_tensors(base, seed=2))
-        plan = make_plan({name: (0, 1) for name in list(base.weights)[1:]})
+        plan = make_plan(dict.fromkeys(list(base.weights)[1:], (0, 1)))
         with attached(base, read_plan(base, path, plan), scale=SCALE) as on_base:
             steps(base, on_base, 3)
             write_update(tmp_path / "update", on_base)
@@ -199,7 +199,7 @@ BAD: dict[str, tuple[Callable[[Tensors], object], str]] = {
         "head:classifier.bias: expected",
     ),
     "wrong dtype": (
-        lambda t: t.update({a_name(FIRST): t[a_name(FIRST)].astype(np.float64)}),  # type: ignore[dict-item] # on purpose
+        lambda t: t.update({a_name(FIRST): t[a_name(FIRST)].astype(np.float64)}),
         f"{FIRST}.lora_A: expected",
     ),
     "not finite": (lambda t: t[a_name(FIRST)].__setitem__((0, 0), np.nan), f"{FIRST}.lora_A: 1 of"),

@@ -1,5 +1,6 @@
 """The gradient sketch against the dense gradient of the same loss, on a real tiny model."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def dense_squares(base: Base, examples: list[Encoded]) -> dict[str, torch.Tensor
             loss = torch.nn.functional.cross_entropy(logits, torch.tensor(example.target))
         else:
             loss = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(example.labels[1:]))
-        (loss / len(examples)).backward()
+        torch.autograd.backward(loss / len(examples))
     squares = {}
     for name, weight in weights.items():
         assert weight.grad is not None
@@ -86,7 +87,7 @@ def test_curves_never_fall_and_are_concave(bert: Base) -> None:
         assert len(curve) == 12, name
         rises = [b - a for a, b in zip((0.0, *curve), curve, strict=False)]
         assert all(rise >= 0.0 for rise in rises), name
-        assert all(later <= earlier + 1e-12 * curve[-1] for earlier, later in zip(rises, rises[1:], strict=False)), name
+        assert all(later <= earlier + 1e-12 * curve[-1] for earlier, later in pairwise(rises)), name
 
 
 def test_curves_do_not_depend_on_how_examples_are_batched(llama: Base) -> None:

@@ -9,7 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import WORDS, make_tiny_model
 
-from fedpipe_agent.train.data import IGNORED, Encoded, Encoder, batches, collate, mean_padded_tokens, padded_length, sample
+from fedpipe_agent.train.data import (
+    IGNORED,
+    Encoded,
+    Encoder,
+    batches,
+    collate,
+    mean_padded_tokens,
+    padded_length,
+    sample,
+)
 from fedpipe_agent.train.errors import DatasetError
 from fedpipe_data.examples import CausalExample, ClassificationExample
 
@@ -102,7 +111,9 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.units.tolist() == [2, 0]
 
 
-@pytest.mark.parametrize(("longest", "limit", "expected"), [(1, 64, 8), (8, 64, 8), (9, 64, 16), (9, 10, 10), (7, 7, 7)])
+@pytest.mark.parametrize(
+    ("longest", "limit", "expected"), [(1, 64, 8), (8, 64, 8), (9, 64, 16), (9, 10, 10), (7, 7, 7)]
+)
 def test_padding_is_to_eight_but_never_above_the_sequence_length(longest: int, limit: int, expected: int) -> None:
     assert padded_length([Encoded((1,) * longest, target=0)], limit) == expected
 

@@ -196,9 +196,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_result(
     with on(bert, tmp_path) as on_base:
         found = run(bert, on_base, settings, GROUPS[:2])
         parts = torch.cat([p.detach().flatten() for p in on_base.trainable])
-        figures = measurement(
-            bert, on_base, found, batch_size=4, meter=FreeMeter(), evaluation_example_s=None
-        )
+        figures = measurement(bert, on_base, found, batch_size=4, meter=FreeMeter(), evaluation_example_s=None)
     assert settings.actions == [
         "step 1: out of memory at 4 examples, now 2 at a time",
         "step 1: out of memory at 2 examples, now 1 at a time",
@@ -208,9 +206,7 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_result(
     assert figures.batch_size == 1
 
 
-def test_then_checkpointing_then_it_gives_up(
-    bert: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_then_checkpointing_then_it_gives_up(bert: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_module, "losses", failing_above(0, ERRORS["cpu"]))
     settings = make_settings(micro_batch=2)
     with on(bert, tmp_path) as on_base, pytest.raises(MemoryExceededError, match="fewer bits") as error:
@@ -276,9 +272,7 @@ def test_gradients_are_clipped(bert: Base, tmp_path: Path, monkeypatch: pytest.M
     assert norms == [pytest.approx(1.0, rel=1e-3)]
 
 
-def test_evaluation_halves_batches_and_gives_up_at_one(
-    bert: Base, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_halves_batches_and_gives_up_at_one(bert: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate(bert, [CLASSES], sequence_length=64, meter=FreeMeter())
     monkeypatch.setattr(evaluate_module, "losses", failing_above(3, ERRORS["cpu"]))
     parts = evaluate(bert, [CLASSES], sequence_length=64, meter=FreeMeter())

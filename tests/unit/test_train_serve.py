@@ -137,10 +137,11 @@ def test_a_malformed_line_is_refused_and_the_next_works(text: bytes) -> None:
 
 def test_a_folder_is_loaded_offline_and_a_hub_id_is_not(tmp_path: Path) -> None:
     hub: dict[str, str] = {}
-    prepare_environment("some/model", hub)
+    prepare_environment("some/model", "cuda", hub)
     assert "HF_HUB_OFFLINE" not in hub
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in hub
     assert hub["HF_HUB_DISABLE_TELEMETRY"] == "1"
     local = {"PYTORCH_ALLOC_CONF": "mine"}
-    prepare_environment(str(tmp_path), local)
-    assert local["HF_HUB_OFFLINE"] == "1"
+    prepare_environment(str(tmp_path), "cpu", local)
+    assert local["HF_HUB_OFFLINE"] == local["HF_DEACTIVATE_ASYNC_LOAD"] == "1"
     assert local["PYTORCH_ALLOC_CONF"] == "mine"

@@ -90,7 +90,7 @@ def test_fingerprint_is_of_the_tensors_alone(root: Path, tmp_path: Path) -> None
     expected = fingerprint(root / "bert")
     tensors = safetensors.torch.load_file(root / "bert" / "model.safetensors")
     names = sorted(tensors)
-    index = {}
+    index: dict[str, str] = {}
     for number, part in enumerate((names[3:], names[:3])):
         file = f"model-{number}.safetensors"
         safetensors.torch.save_file({name: tensors[name] for name in part}, tmp_path / file, metadata={"by": "test"})
@@ -127,6 +127,11 @@ def _without_pooler(folder: Path) -> None:
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def _without_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
 def _cut(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -144,7 +149,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "incomplete": (_without_pooler, "lacks 1 tensors of the base, such as bert.pooler.dense.weight"),
     "another width": (_edit("config.json", lambda c: c.update(intermediate_size=96)), "another shape|cannot be loaded"),
-    "no tokenizer": (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "tokenizer"),
+    "no tokenizer": (_without_tokenizer, "tokenizer"),
 }
 
 

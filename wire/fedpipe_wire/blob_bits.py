@@ -47,9 +47,9 @@ def check_size(ref: BlobRef, max_bytes: int) -> None:
     Raises:
         BlobError: if it is larger than `max_bytes`, or its chunks are not usable.
     """
-    chunk_count(ref)
     if ref.size > max_bytes:
         raise BlobError(f"blob {ref.sha256[:12]} has {ref.size} bytes, at most {max_bytes} are taken")
+    chunk_count(ref)
 
 
 def chunk_span(ref: BlobRef, index: int) -> tuple[int, int]:

@@ -105,14 +105,14 @@ class BlobReceiver:
         except BlobDiskError as error:
             self._fail(transfer, str(error))
             return False
-        self._step(transfer, blobs.Came(address.chunk))
+        self._step(transfer, blobs.Came(address.chunk), self._clock())
         return True
 
     def on_connected(self, *, resumed: bool) -> None:
         """The session is up again; unless `resumed`, requests and chunks may be lost: ask again."""
         if not resumed:
             for transfer in list(self._transfers.values()):
-                self._step(transfer, blobs.StateLost())
+                self._step(transfer, blobs.StateLost(), self._clock())
 
     def tick(self, now: float) -> float | None:
         """Let time pass; the clock's time of the next call that matters, None if only an event matters."""
@@ -120,7 +120,7 @@ class BlobReceiver:
             if now >= transfer.state.wake_at(self._settings):
                 if now >= transfer.state.ask_at and transfer.state.moved_at < now - self._settings.idle_s:
                     transfer.sources.rotate(-1)  # a source that says nothing must not keep the others waiting
-                self._step(transfer, blobs.Woke())
+                self._step(transfer, blobs.Woke(), now)
         return min((each.state.wake_at(self._settings) for each in self._transfers.values()), default=None)
 
     def take(self) -> list[BlobWanted | BlobArrived | BlobFailed]:
@@ -141,8 +141,8 @@ class BlobReceiver:
         count = chunk_count(partial.ref)
         return blobs.begin_receiving(count, partial.have, self._clock(), self._settings, pushed=pushed)
 
-    def _step(self, transfer: _Transfer, event: blobs.ReceiverEvent) -> None:
-        transfer.state, actions = blobs.step_receiver(transfer.state, event, self._clock(), self._settings)
+    def _step(self, transfer: _Transfer, event: blobs.ReceiverEvent, now: float) -> None:
+        transfer.state, actions = blobs.step_receiver(transfer.state, event, now, self._settings)
         transfer.actions.extend(actions)
         self._act(transfer)
 

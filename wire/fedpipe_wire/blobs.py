@@ -57,18 +57,22 @@ class BlobSettings:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """A limit in bits per second, kept over any stretch up to one chunk and `CREDIT_S` of catching up."""
+    """A limit in bits per second, kept over any stretch up to one chunk and `LATE_S` of catching up.
+
+    Whoever comes up to `LATE_S` after `free_at` was held up, and may catch up; whoever comes later was idle.
+    """
 
     bps: float | None
     free_at: float = NEVER
 
-    CREDIT_S = 0.1
+    LATE_S = 0.1
 
     def spend(self, size: int, now: float) -> "Pace":
         """The pace after `size` bytes were sent at `now`: free again when a line of this speed would be."""
         if self.bps is None:
             return self
-        return replace(self, free_at=max(self.free_at, now - self.CREDIT_S) + 8 * size / self.bps)
+        begin = self.free_at if now - self.free_at <= self.LATE_S else now
+        return replace(self, free_at=begin + 8 * size / self.bps)
 
 
 # --- sender -----------------------------------------------------------------------------------------------------
@@ -223,9 +227,11 @@ def begin_receiving(
     missing = all_bits(chunks) & ~have
     if not missing:
         return Receiving(chunks, 0, 0, now, now), (Complete(),)
+    # The first request may meet a sender that has just sent this to others and will not hear it: repeat it soon.
     if pushed:
         return Receiving(chunks, missing, missing, now, now + settings.gap_s), ()
-    return _ask(Receiving(chunks, missing, 0, now, now), now, settings)
+    state, actions = _ask(Receiving(chunks, missing, 0, now, now), now, settings)
+    return replace(state, ask_at=now + settings.gap_s), actions
 
 
 def step_receiver(

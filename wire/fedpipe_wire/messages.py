@@ -194,6 +194,7 @@ class TrainTask(Value):
     type: Literal["train-task"] = "train-task"
     run: RunId
     round: PositiveInt
+    attempt: NonNegativeInt = Field(default=0, description="how often this round was begun before")
     terms: JobTerms
     labels: tuple[str, ...] = Field(default=(), max_length=10_000)
     adapter: BlobRef

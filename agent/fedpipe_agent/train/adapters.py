@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import peft
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from fedpipe_agent.train.base import Base
@@ -106,22 +107,32 @@ def attached(
         train_head: Whether the head's parameters do.
     """
     present = {adapter: of_weight for adapter, of_weight in factors.items() if of_weight}
-    tuner: peft.LoraModel | None = None
-    for parameter in base.head.values():
-        parameter.requires_grad_(train_head)
     try:
         if present:
-            tuner = _inject(base, present, scale)
+            _inject(base, present, scale)
         for parameter in base.head.values():  # injecting freezes all but adapters
             parameter.requires_grad_(train_head)
         yield Attached(_fill(base, present, train), base.head)
     finally:
-        if tuner is not None:
-            tuner.unload()
-        base.model.zero_grad(set_to_none=True)
+        _detach(base)
 
 
-def _inject(base: Base, factors: Mapping[str, Mapping[str, Factors]], scale: float) -> peft.LoraModel:
+def _detach(base: Base) -> None:
+    """Put the plain layers back.
+
+    Also runs when memory ran out, while the failed graph is still alive; so not by peft's own `unload`, whose progress
+    bar starts a thread, and CPython waits forever for a thread whose first allocation fails.
+    """
+    for name in base.weights:
+        layer = base.model.get_submodule(name)
+        if isinstance(layer, LoraLayer):
+            base.model.set_submodule(name, layer.get_base_layer())
+    if hasattr(base.model, "peft_config"):
+        del base.model.peft_config
+    base.model.zero_grad(set_to_none=True)
+
+
+def _inject(base: Base, factors: Mapping[str, Mapping[str, Factors]], scale: float) -> None:
     # on the meta device, so that neither memory nor random numbers are spent on values that are replaced at once
     first, *others = factors
     with warnings.catch_warnings():
@@ -131,7 +142,6 @@ def _inject(base: Base, factors: Mapping[str, Mapping[str, Factors]], scale: flo
             tuner.peft_config[adapter] = _config(factors[adapter], scale)
             tuner.inject_adapter(base.model, adapter, low_cpu_mem_usage=True)
         tuner.set_adapter([first, *others])
-    return tuner
 
 
 def _config(factors: Mapping[str, Factors], scale: float) -> peft.LoraConfig:

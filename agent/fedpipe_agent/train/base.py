@@ -91,7 +91,16 @@ _WANTED = (
 """What is fetched of a hub's model: the second only where there are no safetensors."""
 
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.*", "*.bpe.model", "spiece.model", "*.tiktoken")
+_QUANTIZED = (4, 8)
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.*",
+    "*.bpe.model",
+    "spiece.model",
+    "*.tiktoken",
+)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -144,13 +153,14 @@ def load_base(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+            # while the checkpoint is still mapped, and counted: what is copied out of it needs room beside it
+            _prepare(model, bits, device)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         raise ModelError(f"the base in {folder} cannot be loaded at {bits} bits: {error}") from error
     head = head_names(model, task)
     _check_complete(folder, report, head)
-    _prepare(model, device)
     parameters = _thaw_head(model, head)
     meter.release()
     return Base(
@@ -197,7 +207,7 @@ def _check_complete(folder: Path, report: Any, head: Sequence[str]) -> None:
             )
 
 
-def _prepare(model: Any, device: Device) -> None:
+def _prepare(model: Any, bits: Bits, device: Device) -> None:
     model.requires_grad_(requires_grad=False)
     model.config.use_cache = False
     model.eval()
@@ -205,6 +215,11 @@ def _prepare(model: Any, device: Device) -> None:
         # the packed CPU format serves inference only: training on such a weight fails
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if device == "cpu" and bits in _QUANTIZED:
+        # what was not converted still lies in the mapped checkpoint, and would keep all of its pages
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.clone()
     keep_dequantizing(model, device)
 
 

@@ -83,7 +83,7 @@ def _add(base: Base, group: Sequence[Encoded], sequence_length: int, sums: _Sums
             found = losses(base, batch)
             nats = found.total.double().sum().item()
             correct = 0 if found.correct is None else int(found.correct.sum().item())
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, SystemError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return False

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from fedpipe_agent.train.errors import MemoryExceededError
 from fedpipe_profiles.device import MIB
@@ -26,9 +27,6 @@ _RESET_PEAK = "5"
 
 _MAX_CUDA_CONTEXT = 1024 * MIB
 """On a shared GPU the driver's figures include other processes; a context of its own is never larger than this."""
-
-_LOADERS_BYTES = 64 * MIB
-"""Stacks of the threads that load a checkpoint: reserved in full, hardly used, and gone after loading."""
 
 _SIGNS = (
     "defaultcpuallocator",
@@ -59,7 +57,8 @@ def status_bytes(field: str) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception of torch, Python or the system says that memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    # a SystemError is what CPython makes of an extension's allocation that failed unnoticed
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | SystemError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
@@ -108,7 +107,10 @@ class HostMeter(Meter):
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        _start_threads()
+        # a limit that an earlier run in this process had is not this one's
+        self._set(resource.RLIM_INFINITY)
+        _warm_up()
+        self.release()
         self.limit_bytes = limit_bytes
         self.context_bytes = status_bytes("VmRSS")
         if self.available_bytes <= 0:
@@ -124,7 +126,8 @@ class HostMeter(Meter):
     @staticmethod
     def _set(data_bytes: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        soft = data_bytes if hard == resource.RLIM_INFINITY else min(data_bytes, hard)
+        bounds = [bound for bound in (data_bytes, hard) if bound != resource.RLIM_INFINITY]
+        soft = min(bounds, default=resource.RLIM_INFINITY)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
     def reset(self) -> None:
@@ -145,7 +148,7 @@ class HostMeter(Meter):
     @contextlib.contextmanager
     def mapping(self, size_bytes: int) -> Iterator[None]:
         """Leave room for private mappings of checkpoint files, which RLIMIT_DATA counts in full."""
-        self._set(self._data_bytes + size_bytes + _LOADERS_BYTES)
+        self._set(self._data_bytes + size_bytes)
         try:
             yield
         finally:
@@ -199,7 +202,10 @@ def open_meter(device: Literal["cpu", "cuda"], limit_bytes: int) -> Meter:
     return HostMeter(limit_bytes) if device == "cpu" else CudaMeter(limit_bytes)
 
 
-def _start_threads() -> None:
-    """Start the thread pools of forward and backward, so that their stacks count as context."""
-    a = torch.ones(256, 256, requires_grad=True)
-    (a @ a).sum().backward()
+def _warm_up() -> None:
+    """Take a step of nothing, so that what torch loads and starts at its first step counts as context."""
+    layer = torch.nn.Linear(256, 256)
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+    checkpoint(layer, torch.ones(256, 256), use_reentrant=False).sum().backward()
+    torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+    optimizer.step()

@@ -133,7 +133,7 @@ def _if_it_fits(action: Callable[[], T], meter: Meter) -> T | None:
         return action()
     except MemoryExceededError:
         pass
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (RuntimeError, SystemError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
     meter.release()

@@ -4,6 +4,7 @@ Imports no training stack itself, so that settings of the environment are in pla
 """
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -57,7 +58,7 @@ class Work(Protocol):
         """The most memory that was held."""
 
 
-def prepare_environment(model: str, environment: MutableMapping[str, str]) -> None:
+def prepare_environment(model: str, device: str, environment: MutableMapping[str, str]) -> None:
     """Settings that the libraries read when they are imported; what the caller set stands.
 
     A folder needs no hub, so none is asked then. Telemetry is off in any case.
@@ -68,6 +69,9 @@ def prepare_environment(model: str, environment: MutableMapping[str, str]) -> No
     environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if Path(model).expanduser().is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
+    if device == "cpu":
+        # one tensor after the other: threads would hold several at once, and cannot start when memory is short
+        environment.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 
 
 def open_work(request: OpenRequest, say: Say) -> Work:
@@ -76,7 +80,9 @@ def open_work(request: OpenRequest, say: Say) -> Work:
     Raises:
         TrainerError: if the stack is not installed, or as `Worker`.
     """
-    prepare_environment(request.model, os.environ)
+    prepare_environment(request.model, request.device, os.environ)
+    # it advises, while it is imported, to fetch kernels from a hub
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         from fedpipe_agent.train.worker import Worker  # noqa: PLC0415 - costs seconds, and reads the environment
     except ImportError as error:

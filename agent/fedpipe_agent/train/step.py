@@ -100,7 +100,7 @@ class Stepper:
         while True:
             try:
                 return self._attempt(examples)
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, SystemError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 said = str(error).strip().splitlines()[:1]

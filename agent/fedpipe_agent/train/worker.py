@@ -18,7 +18,7 @@ from fedpipe_agent.train.evaluate import evaluate
 from fedpipe_agent.train.loop import Watch, measurement, train, warm_up_steps, write_reserve_s
 from fedpipe_agent.train.memory import is_out_of_memory, open_meter
 from fedpipe_agent.train.score import Work, bits_in_order, score
-from fedpipe_agent.train.shape import check_length, read_shape
+from fedpipe_agent.train.shape import check_length, read_config, read_shape, skeleton
 from fedpipe_agent.train.step import StepSettings
 from fedpipe_agent.trainer_protocol import (
     EvaluatedReply,
@@ -73,6 +73,10 @@ class Worker:
         self._say, self._clock = say, clock
         self._folder = locate(request.model)
         self._dataset = load_dataset(request.dataset, request.terms.task)
+        # the architecture's code and the tokenizer are context too, and a model that cannot be used is told at once
+        skeleton(read_config(self._folder, self._terms.task, self._dataset.labels), self._terms.task)
+        check_length(self._folder, self._terms.sequence_length)
+        load_tokenizer(self._folder)
         self.meter = open_meter(request.device, request.memory_limit_bytes)
         self._base: Base | None = None
         self._said_at = float("-inf")
@@ -81,7 +85,6 @@ class Worker:
     def survey(self, _request: SurveyRequest) -> None:
         """Say shape, labels and counts."""
         shape = read_shape(self._folder, self._terms.task, self._dataset.labels)
-        check_length(self._folder, self._terms.sequence_length)
         encoder = Encoder(load_tokenizer(self._folder), self._dataset.labels, self._terms.sequence_length)
         some = sample(self._dataset.train, _SURVEYED_EXAMPLES, self._terms.seed)
         groups = list(
@@ -217,7 +220,6 @@ class Worker:
         if self._base is not None and (self._base.bits, self._base.labels) == (bits, tuple(labels)):
             return self._base
         self.forget()
-        check_length(self._folder, self._terms.sequence_length)
         self._progress("loading", 0, 0)
         self._base = load_base(
             self._folder,

@@ -50,14 +50,21 @@ def watch_run(home: Home, name: str, folder: Path | None = None) -> dict[str, An
     """Show a run until it ends and return its summary.
 
     Raises:
-        CliError: if the run fails or is stopped.
+        CliError: if the run fails or is stopped, or the coordinator goes away.
     """
     view = RunView(progress_console())
     for event in ask(home.path, {"op": "watch", "run": name}, timeout_s=None):
         if "error" in event:
             raise CliError(event["error"], ExitCode.RUN_FAILED)
         view.show(event)
-    summary: dict[str, Any] = json.loads(((folder or home.run(name)) / "summary.json").read_text())
+    path = (folder or home.run(name)) / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if summary.get("phase") not in ("done", "failed", "stopped"):
+        raise CliError(
+            f"the coordinator went away while run {name} was open: start it again with 'fedpipe up {home.path}', "
+            "it takes the run up by itself; 'fedpipe status' shows how far it is",
+            ExitCode.COORDINATOR_NOT_RUNNING,
+        )
     if summary["phase"] != "done":
         raise CliError(f"run {name} {summary['phase']}: {summary['note']}", ExitCode.RUN_FAILED)
     return summary

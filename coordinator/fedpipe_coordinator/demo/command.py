@@ -23,6 +23,7 @@ from fedpipe_coordinator.demo.docstrings import LIBRARIES, find_roots, read_docs
 from fedpipe_coordinator.demo.fleet import DemoJob, Silo, agent_toml, fleet, job_toml, memory_limit_mib
 from fedpipe_coordinator.demo.partition import PartitionError, dirichlet_partition
 from fedpipe_coordinator.demo.processes import Children
+from fedpipe_coordinator.demo.runtime import RuntimeMeasurementError, measure_runtime_bytes
 from fedpipe_coordinator.demo.silos import Shares, SiloData, divide, hold_out, load_user_data, write_silos
 from fedpipe_coordinator.demo.usage import PeakMemory
 from fedpipe_coordinator.exit_codes import ExitCode
@@ -66,7 +67,8 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     port = free_port()
     home = Home(options.out / "federation")
     init(home.path, name="demo", port=port)
-    configurations = _write_agents(silos, data, port, _model_bytes(model))
+    limits = _memory_limits(silos, model, options.task, data[0].path)
+    configurations = _write_agents(silos, data, port, limits)
     job_file = options.out / "job.toml"
     job_file.write_text(job_toml(_job(options, model, data)))
     logs = options.out / "logs"
@@ -160,12 +162,26 @@ def _write_data(options: DemoOptions, silos: tuple[Silo, ...], say: Callable[...
     return written
 
 
-def _write_agents(silos: tuple[Silo, ...], data: list[SiloData], port: int, model_bytes: int | None) -> dict[str, Path]:
+def _memory_limits(silos: tuple[Silo, ...], model: str, task: Task, data: Path) -> dict[str, int]:
+    """MiB that each silo lends; none where the model's size is not known beforehand."""
+    model_bytes = _model_bytes(model)
+    if model_bytes is None:
+        return {}
+    try:
+        runtime = measure_runtime_bytes(model, task, data)
+    except RuntimeMeasurementError as error:
+        raise CliError(
+            f"{error}. Install what training needs: pip install 'fedpipe[demo]'", ExitCode.RUN_FAILED
+        ) from error
+    return {silo.name: memory_limit_mib(silo, runtime, model_bytes) for silo in silos}
+
+
+def _write_agents(silos: tuple[Silo, ...], data: list[SiloData], port: int, limits: dict[str, int]) -> dict[str, Path]:
     paths = {}
     for silo, own in zip(silos, data, strict=True):
-        memory = None if model_bytes is None else memory_limit_mib(silo, model_bytes)
         path = own.folder / "agent.toml"
-        path.write_text(agent_toml(silo, port=port, data=own.path.resolve(), fields=(), memory_mib=memory))
+        text = agent_toml(silo, port=port, data=own.path.resolve(), memory_mib=limits.get(silo.name))
+        path.write_text(text)
         paths[silo.name] = path
     return paths
 

@@ -4,13 +4,12 @@ Pure. Owns the parts' sizes and the settings files made of them; what the parts 
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1024 * 1024
-RUNTIME_MIB = 520
-"""What a trainer holds before any model is loaded, rounded up: measured at about 450 MiB on x86-64 Linux."""
+LEAST_TRAINING_MIB = 96
+"""A tiny model's working memory is not proportional to its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +24,9 @@ class Silo:
 
 
 _SILOS = (
-    Silo("hospital", share=0.40, memory=6.0, threads=2, uplink_mbit=100.0),
-    Silo("bank", share=0.28, memory=3.2, threads=1, uplink_mbit=50.0),
-    Silo("clinic", share=0.20, memory=2.2, threads=1, uplink_mbit=20.0),
+    Silo("hospital", share=0.40, memory=14.0, threads=2, uplink_mbit=100.0),
+    Silo("bank", share=0.28, memory=3.0, threads=1, uplink_mbit=50.0),
+    Silo("clinic", share=0.20, memory=1.9, threads=1, uplink_mbit=20.0),
     Silo("practice", share=0.12, memory=1.5, threads=1, uplink_mbit=5.0),
 )
 
@@ -42,15 +41,12 @@ def fleet(agents: int) -> tuple[Silo, ...]:
     return tuple(chosen)
 
 
-def memory_limit_mib(silo: Silo, model_bytes: int) -> int:
-    """MiB lent to one trainer: the runtime, and the silo's multiple of the model in fp32.
-
-    A tiny model's working memory is not proportional to it, so at least 64 MiB are lent for it.
-    """
-    return RUNTIME_MIB + max(64, round(silo.memory * model_bytes / MIB))
+def memory_limit_mib(silo: Silo, runtime_bytes: int, model_bytes: int) -> int:
+    """MiB lent to one trainer: what its libraries take, and the silo's multiple of the model in fp32."""
+    return round(runtime_bytes / MIB + max(LEAST_TRAINING_MIB, silo.memory * model_bytes / MIB))
 
 
-def agent_toml(silo: Silo, *, port: int, data: Path, fields: Sequence[tuple[str, str]], memory_mib: int | None) -> str:
+def agent_toml(silo: Silo, *, port: int, data: Path, memory_mib: int | None) -> str:
     """The silo's agent.toml."""
     lines = [
         f"name = {json.dumps(silo.name)}",
@@ -65,8 +61,6 @@ def agent_toml(silo: Silo, *, port: int, data: Path, fields: Sequence[tuple[str,
         f"path = {json.dumps(str(data))}",
         'format = "jsonl"',
     ]
-    if fields:
-        lines.append("fields = { " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in fields) + " }")
     lines += ["", "[limits]", f"threads = {silo.threads}", f"uplink_mbit = {silo.uplink_mbit}"]
     if memory_mib is not None:
         lines.append(f"memory_mib = {memory_mib}")
@@ -113,6 +107,7 @@ min_agents = {job.min_agents}
 learning_rate = {job.learning_rate}
 sequence_length = {job.sequence_length}
 batch_sizes = [2, 4, 8, 16]
+score_batches = 16
 examples_per_round = {job.examples_per_round}
 
 [adapter]

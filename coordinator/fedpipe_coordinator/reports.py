@@ -1,0 +1,156 @@
+"""What agents report of a round, and what becomes of their updates.
+
+Part of the pure machine of `run_machine.py`. A report counts only for what its agent was asked last: one of an older
+round, or one that came before, changes nothing.
+"""
+
+from fedpipe_coordinator.metrics import metrics_data, metrics_text
+from fedpipe_coordinator.run_events import Fetch, Send, UpdateRejected, UpdateStored
+from fedpipe_coordinator.run_state import Member, RunState
+from fedpipe_coordinator.step import Step
+from fedpipe_wire.messages import Ack, Evaluated, Failed, Refused, Trained
+
+MEMORY_BACKOFF = 0.8
+MAX_MEASUREMENTS = 16
+_WORKING = ("asked", "offered", "gone")
+
+
+def on_evaluated(work: Step, member: Member, message: Evaluated) -> None:
+    """An agent evaluated the adapter of this round; the first answer counts."""
+    state = work.state
+    training = state.phase == "training" and message.round == state.round and _is_planned(state, member)
+    answers = training or (message.round == state.round + 1 and _asked_for(state, member, message.round))
+    if not answers or member.evaluated is not None:
+        return
+    update: dict[str, object] = {"evaluated": message.metrics}
+    if state.phase == "evaluating":
+        update["standing"] = "answered"
+    work.put(member.model_copy(update=update))
+    text, data = metrics_text(member.name, message.metrics), metrics_data(message.metrics)
+    work.note("evaluated", text, agent=member.name, data=data)
+
+
+def on_trained(work: Step, member: Member, message: Trained) -> None:
+    """An agent finished training; its update is fetched, unless it is not wanted, of which the agent is told."""
+    reason = _unwanted(work.state, member, message)
+    if reason is not None:
+        work.note("late", f"{member.name}: {reason}; its update is dropped", agent=member.name)
+        decline(work, member.name, message, reason)
+        return
+    if member.standing == "accepted":
+        _acknowledge(work, member.name, message.round, message.update.sha256)
+        return
+    if member.standing != "offered" or member.trained != message:
+        measurements = member.measurements
+        if message.measurement not in measurements[-1:]:
+            measurements = (*measurements, message.measurement)[-MAX_MEASUREMENTS:]
+        work.put(member.model_copy(update={"trained": message, "standing": "offered", "measurements": measurements}))
+        work.note(
+            "trained",
+            f"{member.name} trained {message.examples} examples, loss {message.train_loss:.3f}",
+            agent=member.name,
+        )
+    work.do(Fetch(member.name, message.round, message.update))
+
+
+def _unwanted(state: RunState, member: Member, message: Trained) -> str | None:
+    """Why an update is not taken, or None if it is."""
+    if state.phase != "training" or message.round != state.round:
+        return f"round {message.round} is over, the run is at round {state.round} ({state.phase})"
+    if member.standing == "accepted" and member.trained is not None:
+        taken = member.trained.update.sha256
+        return None if taken == message.update.sha256 else f"update {taken[:12]} of this round was taken before"
+    if member.standing not in _WORKING or not _is_planned(state, member):
+        return f"no update is awaited in round {state.round}, it stands as {member.standing}: {member.note}"[:1000]
+    return None
+
+
+def _is_planned(state: RunState, member: Member) -> bool:
+    """Whether an agent has a plan for this round."""
+    return member.plan is not None and member.plan.round == state.round and member.standing != "idle"
+
+
+def decline(work: Step, agent: str, trained: Trained, reason: str) -> None:
+    """Tell an agent that its update will never be taken."""
+    ack = Ack(
+        run=work.state.run, round=trained.round, sha256=trained.update.sha256, accepted=False, reason=reason[:1000]
+    )
+    work.do(Send(agent, ack))
+
+
+def _acknowledge(work: Step, agent: str, round_: int, sha256: str) -> None:
+    work.do(Send(agent, Ack(run=work.state.run, round=round_, sha256=sha256, accepted=True)))
+
+
+def on_refused(work: Step, member: Member, message: Refused) -> None:
+    """An agent will not do what it was asked."""
+    if not _asked_for(work.state, member, message.round):
+        _too_late(work, member, message)
+        return
+    work.put(member.model_copy(update={"standing": "refused", "note": message.reason}))
+    work.note("refused", f"{member.name} refuses: {message.reason}", agent=member.name)
+
+
+def on_failed(work: Step, member: Member, failure: Failed) -> None:
+    """An agent failed. One that ran out of memory is planned smaller from now on."""
+    if not _asked_for(work.state, member, failure.round):
+        _too_late(work, member, failure)
+        return
+    update: dict[str, object] = {"standing": "failed", "note": failure.message}
+    if failure.kind == "out-of-memory" and failure.round > 0 and member.plan is not None:
+        cap = int(MEMORY_BACKOFF * member.plan.predicted.peak_bytes)
+        update["memory_cap_bytes"] = min(cap, member.memory_cap_bytes or cap)
+    work.put(member.model_copy(update=update))
+    text = f"{member.name} failed ({failure.kind}): {failure.message}"
+    if "memory_cap_bytes" in update:
+        text += "; it is planned smaller next round"
+    work.note("failed", text, agent=member.name, data={"kind": failure.kind, "peak_bytes": failure.peak_bytes})
+
+
+def _asked_for(state: RunState, member: Member, round_: int) -> bool:
+    """Whether a report of `round_` (0: survey or scores) answers what this agent was asked last and still owes."""
+    if round_ == 0:
+        return member.contribution is None and member.standing not in ("refused", "failed")
+    if state.phase == "training":
+        return round_ == state.round and member.standing in _WORKING
+    return state.phase == "evaluating" and round_ == state.round + 1 and member.standing in _WORKING
+
+
+def _too_late(work: Step, member: Member, message: Refused | Failed) -> None:
+    said = message.reason if isinstance(message, Refused) else message.message
+    text = f"{member.name} says of round {message.round}, which it does not owe any more: {said}"
+    work.note("late", text, agent=member.name)
+
+
+def on_stored(work: Step, event: UpdateStored) -> None:
+    """An update is complete, checked and durable."""
+    member = work.state.members.get(event.agent)
+    if member is None or not _awaited(work.state, member, event):
+        return
+    work.put(member.model_copy(update={"standing": "accepted", "round_s": work.now - work.state.phase_began}))
+    text = f"{event.agent}'s update {event.sha256[:12]} is stored"
+    work.note("accepted", text, agent=event.agent, data={"sha256": event.sha256})
+    _acknowledge(work, event.agent, event.round, event.sha256)
+
+
+def on_rejected(work: Step, event: UpdateRejected) -> None:
+    """An update will never be taken: it failed a check, or its transfer died."""
+    member = work.state.members.get(event.agent)
+    if member is None or member.trained is None or not _awaited(work.state, member, event):
+        return
+    if member.standing == "asked":  # the agent began anew while its former update was fetched: the next one may come
+        return
+    work.put(member.model_copy(update={"standing": "failed", "note": event.reason}))
+    work.note("rejected", f"{event.agent}'s update is not taken: {event.reason}", agent=event.agent)
+    decline(work, event.agent, member.trained, event.reason)
+
+
+def _awaited(state: RunState, member: Member, event: UpdateStored | UpdateRejected) -> bool:
+    """Whether an outcome is of the update that this agent offered last, in this round."""
+    return (
+        state.phase == "training"
+        and event.round == state.round
+        and member.standing in _WORKING
+        and member.trained is not None
+        and member.trained.update.sha256 == event.sha256
+    )

@@ -1,0 +1,112 @@
+"""One federation for all tests that only look at what it did, or that leave it as it was."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from federation import SECRET, Federation, Finished, Shared, child_of, kill, wait_for, write_job
+from mosquitto_support import mosquitto_or_skip
+from tiny_models import WORDS, make_tiny_model, write_classification
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """North and east begin before the coordinator, south and the far too small one after it."""
+    mosquitto_or_skip()
+    folder = tmp_path_factory.mktemp("federation")
+    model = make_tiny_model(folder / "model", "bert")
+    silos = {name: write_classification(folder / f"{name}.jsonl", rows=360, seed=i) for i, name in enumerate("ns")}
+    long = _write_long(folder / "long.jsonl")
+    other = write_classification(folder / "other.jsonl", rows=60, labels=4)
+    with Federation(folder) as federation:
+        federation.init()
+        north = {"words": silos["n"], "long": long, "labels": silos["n"], "single": silos["n"]}
+        federation.start_agent("north", north | _broken(folder, "missing", "malformed"))
+        federation.start_agent("east", {"long": long})
+        for name in ("north", "east"):
+            log = federation.children[name].log
+            wait_for(f"{name} misses the broker", lambda log=log: "cannot reach" in log.read_text())  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+        federation.up()
+        south = {"words": silos["s"], "long": long, "labels": other}
+        federation.start_agent("south", south | _broken(folder, "empty", "nameless"))
+        federation.start_agent("small", {"long": long}, {"memory_mib": 100})
+        federation.wait_for_agents("north", "east", "south", "small")
+        yield Shared(federation, model, write_job(folder / "job.toml", model), silos)
+
+
+@pytest.fixture(scope="session")
+def first_run(shared: Shared) -> Finished:
+    """A run in which nothing goes wrong."""
+    finished = shared.watch()
+    assert finished.watch.code == 0, finished.watch
+    return finished
+
+
+@pytest.fixture(scope="session")
+def second_run(shared: Shared, first_run: Finished) -> Finished:
+    """The same job with the same agents, once more."""
+    del first_run
+    finished = shared.watch()
+    assert finished.watch.code == 0, finished.watch
+    return finished
+
+
+@pytest.fixture(scope="session")
+def hard_run(shared: Shared, second_run: Finished) -> Finished:
+    """A run that loses east in the first round for good, and north's trainer, as the kernel kills one for memory."""
+    del second_run  # it must have ended: east is gone afterwards
+    federation = shared.federation
+    overrides = ("data.dataset=long", "train.examples_per_round=1000", "train.batch_sizes=[2,8,32,64]")
+    more = ("train.sequence_length=64", "export.merged=false", "rounds.min_agents=1")
+    run = federation.submit(shared.job, *overrides, *more)
+    blows: dict[str, Callable[[], None]] = {
+        "north": lambda: os.kill(child_of(federation.children["north"].process.pid), 9),
+        "east": lambda: kill(federation.children["east"]),
+    }
+
+    def struck() -> bool:
+        for name in [name for name in blows if federation.audit(run, "evaluated", name)]:
+            blows.pop(name)()
+        return not blows
+
+    wait_for("north and east train", struck, [federation.children["coordinator"]])
+    federation.wait_for_audit(run, "run-done")
+    status = federation.ask("status")
+    return Finished(run, federation.run_folder(run), status)
+
+
+def _write_long(path: Path) -> Path:
+    """Rows of 60 words, so that the batch decides on the memory; 1200 of them, so that a round takes a second."""
+    draw = random.Random(1)
+    rows = [{"text": " ".join(draw.choices(WORDS, k=60)), "label": f"class{i % 3}"} for i in range(1200)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def _broken(folder: Path, first: str, second: str) -> dict[str, Path]:
+    """Two datasets, `bad-1` and `bad-2`, that cannot be used for the reasons named."""
+    good = json.dumps({"text": SECRET, "label": "a"})
+    texts = {
+        "empty": "",
+        "malformed": f'{good}\n{good}\n{{"text": "{SECRET}", "label"\n',
+        "nameless": json.dumps({"body_of_letter": SECRET, "label": "a"}),
+    }
+    paths = {}
+    for key, name in (("bad-1", first), ("bad-2", second)):
+        paths[key] = folder / f"{name}.jsonl"
+        if name in texts:
+            paths[key].write_text(texts[name])
+    return paths
+
+
+@pytest.fixture(scope="session")
+def weightless(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with everything but the weights."""
+    folder = tmp_path_factory.mktemp("weightless")
+    for path in shared.model.glob("*.json"):
+        shutil.copy(path, folder)
+    return folder

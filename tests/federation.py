@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -116,7 +116,7 @@ class Federation:
         """What `fedpipe init` makes."""
         return self.folder / "home"
 
-    def __enter__(self) -> "Federation":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -124,13 +124,15 @@ def _deserves_another_try(state: AgentState, task: Task) -> bool:
 
 
 def _is_stale(state: AgentState, rank: tuple[str, int, int, int]) -> bool:
-    return state.newest is not None and state.newest[0] == rank[0] and rank[1:3] < state.newest[1:3]
+    return state.newest is not None and state.newest[0] == rank[0] and rank < state.newest
 
 
 def _stale(state: AgentState, task: Task) -> Outcome:
     """A message that was overtaken, or a coordinator that went back in time: it learns where this agent is."""
     assert state.newest is not None
     reason = f"{task.type} of round {task_round(task)} came, this agent has seen round {state.newest[2]} already"
+    if task_round(task) == state.newest[2]:  # a refusal would be taken for one of the newest task
+        return state, (Log(reason),)
     return state, (Say(Refused(run=task.run, round=task_round(task), reason=reason)), Log(reason))
 
 

@@ -81,9 +81,9 @@ def task_rank(task: Task) -> tuple[str, int, int, int]:
             return task.run, 0, 0, 0
         case ScoreTask():
             return task.run, 1, 0, 0
-        case TrainTask():
+        case TrainTask() | IdleTask():
             return task.run, 2, task.round, task.attempt
-        case EvaluateTask() | IdleTask():
+        case EvaluateTask():
             return task.run, 2, task.round, 0
 
 

@@ -25,6 +25,10 @@ class ControlError(Exception):
     """The coordinator of this folder is not there, or did not answer."""
 
 
+class AlreadyRunningError(ControlError):
+    """Another coordinator serves this folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class ControlRequest:
     """What a client asked; the service puts answers into `replies` and `None` when there are no more."""
@@ -140,10 +144,10 @@ def refuse_second(home: Path) -> None:
     """Check that no coordinator serves this folder.
 
     Raises:
-        ControlError: if one does.
+        AlreadyRunningError: if one does.
     """
     if _alive(home):
-        raise ControlError(f"a coordinator is running in {home} already: stop it first, or use another folder")
+        raise AlreadyRunningError(f"a coordinator is running in {home} already: stop it first, or use another folder")
 
 
 def _alive(home: Path) -> bool:

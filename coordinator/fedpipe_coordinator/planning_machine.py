@@ -71,16 +71,14 @@ def on_planned(work: Step, event: Planned) -> None:
     for member in work.members():
         name = member.name
         plan, none = event.plans.get(name), event.none.get(name)
-        standing = (
-            "asked" if plan else ("idle" if none or member.standing not in ("refused", "failed") else member.standing)
-        )
+        out = member.contribution is None and member.standing in ("refused", "failed")
         work.put(
             member.model_copy(
                 update={
                     "plan": plan or member.plan,
                     "no_plan": none,
-                    "standing": standing,
-                    "note": none.reason if none else "",
+                    "standing": "asked" if plan else (member.standing if out else "idle"),
+                    "note": none.reason if none else (member.note if out else ""),
                     "evaluated": None,
                     "trained": None,
                     "round_s": None,

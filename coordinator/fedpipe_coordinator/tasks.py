@@ -42,7 +42,7 @@ def _round_task(state: RunState, member: Member) -> Task | None:
         return None
     if state.phase == "training":
         if member.no_plan is not None:
-            return IdleTask(run=state.run, round=state.round, no_plan=member.no_plan)
+            return IdleTask(run=state.run, round=state.round, attempt=state.missed, no_plan=member.no_plan)
         if (
             member.plan is not None
             and member.plan.round == state.round

@@ -48,9 +48,9 @@ def first_run(shared: Shared) -> Finished:
 
 @pytest.fixture(scope="session")
 def second_run(shared: Shared, first_run: Finished) -> Finished:
-    """The same job with the same agents, once more."""
+    """The same job with the same agents, once more, without the merged model."""
     del first_run
-    finished = shared.watch()
+    finished = shared.watch("export.merged=false")
     assert finished.watch.code == 0, finished.watch
     return finished
 

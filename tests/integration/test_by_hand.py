@@ -68,12 +68,15 @@ def test_probe_prints_a_profile_and_needs_no_broker(shared: Shared) -> None:
     assert DeviceProfile.model_validate_json(limited.out).memory_limit_bytes() == 100 * 1024**2
 
 
-def test_export_gives_the_adapter_and_the_merged_model(shared: Shared, first_run: Finished, tmp_path: Path) -> None:
+def test_export_gives_the_adapter_and_the_merged_model(
+    shared: Shared, first_run: Finished, second_run: Finished, tmp_path: Path
+) -> None:
     ended = shared.federation.ask("export", first_run.name, "--to", tmp_path / "adapter")
     assert ended.code == 0, ended
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "adapter" / name).read_bytes() == (first_run.folder / "adapter" / name).read_bytes()
-    ended = shared.federation.ask("export", first_run.name, "--to", tmp_path / "merged", "--merge")
+    assert not (second_run.folder / "merged").exists()
+    ended = shared.federation.ask("export", second_run.name, "--to", tmp_path / "merged", "--merge")
     assert ended.code == 0, ended
     weights = "model.safetensors"
     assert (tmp_path / "merged" / weights).read_bytes() == (first_run.folder / "merged" / weights).read_bytes()

@@ -219,6 +219,7 @@ class IdleTask(Value):
     type: Literal["idle-task"] = "idle-task"
     run: RunId
     round: PositiveInt
+    attempt: NonNegativeInt = Field(default=0, description="as in `TrainTask`")
     no_plan: NoPlan
 
 

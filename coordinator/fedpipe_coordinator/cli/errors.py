@@ -1,7 +1,7 @@
 """Which error ends the process with which code: the one table."""
 
 from fedpipe_coordinator.broker import BrokerError
-from fedpipe_coordinator.control import ControlError
+from fedpipe_coordinator.control import AlreadyRunningError, ControlError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.store import StoreError
 from fedpipe_data.errors import DataError
@@ -23,6 +23,7 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (TopicError, ExitCode.BAD_SETTINGS),
     (BrokerError, ExitCode.BROKER_CANNOT_START),
     (TransportError, ExitCode.BROKER_UNREACHABLE),
+    (AlreadyRunningError, ExitCode.ALREADY_RUNNING),
     (ControlError, ExitCode.COORDINATOR_NOT_RUNNING),
     (StoreError, ExitCode.STORE_UNUSABLE),
     (DataError, ExitCode.DATA_UNUSABLE),

@@ -29,7 +29,7 @@ def handle(service: "Service", request: ControlRequest) -> None:
         case "status":
             request.answer(
                 {
-                    "federation": service.home.path.name,
+                    "federation": service.federation,
                     "agents_online": service.registry.online(),
                     "runs": service.describe_runs(),
                 }

@@ -54,7 +54,7 @@ class Server:
             transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator")
             blobs = BlobStore(self._home.blobs)
             exchange = Exchange(transport, Topics(name), blobs, store.next_counter, self._log)
-            service = Service(self._home, store, blobs, exchange, self._log)
+            service = Service(self._home, name, store, blobs, exchange, self._log)
             stack.callback(service.close)
             control = ControlServer(self._home.path, service.post)
             stack.callback(control.close)

@@ -71,9 +71,16 @@ class Service:
     """Runs, one after the other; each open run waits for the one before it."""
 
     def __init__(
-        self, home: Home, store: Store, blobs: BlobStore, exchange: Exchange, log: Callable[[str], None]
+        self,
+        home: Home,
+        federation: str,
+        store: Store,
+        blobs: BlobStore,
+        exchange: Exchange,
+        log: Callable[[str], None],
     ) -> None:
         self.home = home
+        self.federation = federation
         self.registry = Registry(store.profiles())
         self.watchers = Watchers()
         self._store = store

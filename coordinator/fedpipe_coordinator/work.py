@@ -29,8 +29,16 @@ ROW_NORM = 1.0
 EXPORT_TIMEOUT_S = 3600.0
 
 
+EXTRAS_MISSING = 31
+"""What the exporter ends with when its libraries are not installed."""
+
+
 class WorkError(Exception):
     """Planning, aggregating or exporting could not be done; the message is for people."""
+
+
+class ExtrasMissingError(WorkError):
+    """Merging needs libraries that are not installed."""
 
 
 def make_plans(
@@ -173,4 +181,5 @@ def merge(adapter: Path, base: str, task: str, out: Path) -> None:
     )
     if ended.returncode != 0:
         lines = [line for line in ended.stderr.splitlines() if line.strip()]
-        raise WorkError(f"merging failed ({ended.returncode}): {lines[-1] if lines else 'no message'}")
+        kind = ExtrasMissingError if ended.returncode == EXTRAS_MISSING else WorkError
+        raise kind(f"merging failed ({ended.returncode}): {lines[-1] if lines else 'no message'}")

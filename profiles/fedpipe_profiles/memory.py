@@ -124,7 +124,7 @@ def step_memory(
         dequantized = max(weight.parameters for weight in shape.weights) * width
     return MemoryBreakdown(
         quantized_base=base_bytes(shape, setting.bits),
-        unquantized=shape.other_parameters * width,
+        unquantized=_unquantized_bytes(shape, setting.bits, width),
         adapter_side_path=SIDE_BYTES * size.side_parameters,
         trainable_state=TRAINABLE_BYTES * size.trainable_parameters,
         activations=round(coefficients.activation_scale * activations),
@@ -132,6 +132,12 @@ def step_memory(
         logits=round(_logits(shape, setting, width)),
         slack=round(coefficients.slack_bytes),
     )
+
+
+def _unquantized_bytes(shape: ModelShape, bits: Bits, width: int) -> int:
+    """Beside a quantized base, tables that are only looked up are kept in bf16 whatever the compute dtype."""
+    halved = shape.lookup_parameters if bits in (4, 8) else 0
+    return (shape.other_parameters - halved) * width + min(2, width) * halved
 
 
 def base_bytes(shape: ModelShape, bits: Bits) -> int:

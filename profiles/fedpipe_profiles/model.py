@@ -48,7 +48,13 @@ class ModelShape(Value):
     vocabulary_size: PositiveInt
     weights: tuple[WeightShape, ...] = Field(min_length=1, description="the candidates for adapters, quantizable")
     other_parameters: NonNegativeInt = Field(description="embeddings, norms, biases, output head: never quantized")
-    head: tuple[ParameterShape, ...] = Field(default=(), description="new parameters that are trained and averaged whole")
+    lookup_parameters: NonNegativeInt = Field(
+        default=0,
+        description="of the other parameters, embedding tables that are only looked up: 2 B each beside a quantized base",
+    )
+    head: tuple[ParameterShape, ...] = Field(
+        default=(), description="new parameters that are trained and averaged whole"
+    )
     fused_attention: bool = Field(default=True, description="attention scores are never stored (SDPA, flash)")
     fingerprint: str = Field(max_length=64, description="sha256 over the base model's tensors: all silos must agree")
 

@@ -16,7 +16,12 @@ from safetensors import safe_open
 from fedpipe_data.examples import ClassificationExample, load_dataset
 from fedpipe_data.source import DatasetSource
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    # peft still asks transformers by the older name
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+]
 
 SUMMARY = {"schema", "run", "job", "task", "initial_metric", "final_metric", "exports", "rounds"}
 ROUND = {"round", "wall_s", "deadline_s", "metric", "truncation_tail", "agents"}
@@ -166,6 +171,12 @@ def test_the_merged_model_is_as_good_as_the_run_says(shared: Shared, first_run: 
     assert said["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, wanted).item(), rel=1e-4)
 
 
+def test_files_are_json_that_any_reader_takes(first_run: Finished) -> None:
+    for name in ("summary.json", "adapter/adapter_config.json", "merged/config.json"):
+        text = (first_run.folder / name).read_text()
+        assert isinstance(json.loads(text, parse_constant=pytest.fail), dict)
+
+
 def _held_out(shared: Shared) -> list[ClassificationExample]:
     """The held-out parts of both silos."""
     parts = [load_dataset(DatasetSource(path=path), "sequence-classification") for path in shared.silos.values()]
@@ -192,9 +203,3 @@ def _shapes(adapter: Path) -> dict[str, tuple[int, int]]:
 
 def _parameters(sizes: dict[str, tuple[int, int]]) -> int:
     return sum(rows * columns for rows, columns in sizes.values())
-
-
-def test_files_are_json_that_any_reader_takes(first_run: Finished) -> None:
-    for name in ("summary.json", "adapter/adapter_config.json", "merged/config.json"):
-        text = (first_run.folder / name).read_text()
-        assert isinstance(json.loads(text, parse_constant=pytest.fail), dict)

@@ -10,6 +10,7 @@ import typer
 
 from fedpipe_agent.cli import probe, run
 from fedpipe_agent.exit_codes import ExitCode
+from fedpipe_agent.preflight import DatasetMissingError, LibrariesMissingError, ModelMissingError
 from fedpipe_agent.probe import ProbeError
 from fedpipe_agent.state_folder import InUseError, StateFolderError
 from fedpipe_profiles.settings_file import SettingsError
@@ -31,6 +32,9 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (TransportError, ExitCode.BROKER_UNREACHABLE),
     (InUseError, ExitCode.IDENTITY_IN_USE),
     (StateFolderError, ExitCode.STATE_FOLDER_UNUSABLE),
+    (DatasetMissingError, ExitCode.DATASET_UNUSABLE),
+    (ModelMissingError, ExitCode.MODEL_UNUSABLE),
+    (LibrariesMissingError, ExitCode.TRAINER_CANNOT_START),
     (ProbeError, ExitCode.INTERNAL_ERROR),
 )
 

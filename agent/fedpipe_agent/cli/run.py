@@ -12,6 +12,7 @@ import typer
 from fedpipe_agent.checks import Setup
 from fedpipe_agent.config import load_agent_settings, within_hours
 from fedpipe_agent.daemon import Daemon, Identity
+from fedpipe_agent.preflight import check
 from fedpipe_agent.probe import probe_device
 from fedpipe_agent.state_folder import StateFolder
 from fedpipe_wire.mqtt import MqttTransport
@@ -26,6 +27,7 @@ def run(
     Example: fedpipe-agent run --config /etc/fedpipe/agent.toml
     """
     settings = load_agent_settings(config)
+    check(settings)
     with StateFolder(settings.state) as folder:
         _log(f"agent {settings.name}: measuring this machine")
         profile, notes = probe_device(

@@ -23,6 +23,7 @@ from fedpipe_agent.train.shape import (
     Task,
     candidates,
     head_names,
+    lookups,
     other_linear_names,
     read_config,
     skeleton,
@@ -216,11 +217,18 @@ def _prepare(model: Any, bits: Bits, device: Device) -> None:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if device == "cpu" and bits in _QUANTIZED:
+        for module in lookups(model):
+            module.weight.data = module.weight.data.to(torch.bfloat16)
+            module.register_forward_hook(_from_bfloat16)
         # what was not converted still lies in the mapped checkpoint, and would keep all of its pages
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.clone()
     keep_dequantizing(model, device)
+
+
+def _from_bfloat16(_module: nn.Module, _inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    return output.float()
 
 
 def keep_dequantizing(model: Any, device: Device) -> None:

@@ -143,7 +143,16 @@ def error_reply(error: Exception, work: Work | None) -> ErrorReply:
     if isinstance(error, MemoryError) or (work is not None and work.is_out_of_memory(error)):
         message = f"out of memory ({_cut(str(error))}): fewer bits, a smaller batch or a larger limit is needed"
         return ErrorReply(kind="out-of-memory", message=message, peak_bytes=0 if work is None else work.peak_bytes())
-    return ErrorReply(kind="internal", message=_cut(f"{type(error).__name__}: {error}"))
+    # the text of an error that nobody foresaw may quote an example: it stays in the log
+    return ErrorReply(
+        kind="internal", message=f"{type(error).__name__} {_where(error)}: trainer.log on this agent has all"
+    )
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1] if frames else None
+    return "" if last is None else f"at {Path(last.filename).name}:{last.lineno}"
 
 
 def _cut(text: str) -> str:

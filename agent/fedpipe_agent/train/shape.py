@@ -97,6 +97,13 @@ def other_linear_names(model: Any, task: Task) -> tuple[str, ...]:
     return tuple(name for name, module in model.named_modules() if _size(module) is not None and name not in chosen)
 
 
+def lookups(model: Any) -> tuple[nn.Embedding, ...]:
+    """Embedding tables that are only looked up; one whose matrix is also the output head's is none."""
+    output = model.get_output_embeddings()
+    tied = None if output is None else output.weight
+    return tuple(m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not tied)
+
+
 def _size(module: nn.Module) -> tuple[int, int] | None:
     """`(d_out, d_in)` of a linear layer, None for any other module."""
     if type(module) is nn.Linear:  # a subclass has a meaning of its own that an adapter would not know
@@ -132,6 +139,7 @@ def read_shape(folder: Path, task: Task, labels: Sequence[str]) -> ModelShape:
         vocabulary_size=text.vocab_size,
         weights=weights,
         other_parameters=total - counted,
+        lookup_parameters=sum(table.weight.numel() for table in lookups(model)),
         head=head,
         fused_attention=model.config._attn_implementation != "eager",  # noqa: SLF001 - no public accessor
         fingerprint=fingerprint(folder),

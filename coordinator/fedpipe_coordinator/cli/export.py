@@ -10,7 +10,7 @@ import typer
 from fedpipe_coordinator.cli.errors import CliError
 from fedpipe_coordinator.cli.options import HomeOption, find_home
 from fedpipe_coordinator.exit_codes import ExitCode
-from fedpipe_coordinator.work import WorkError
+from fedpipe_coordinator.work import ExtrasMissingError, WorkError
 from fedpipe_coordinator.work import merge as merge_adapter
 
 
@@ -36,6 +36,8 @@ def export(
         summary = json.loads(summary_file.read_text())
         try:
             merge_adapter(folder / "adapter", summary["model"], summary["task"], to)
+        except ExtrasMissingError as error:
+            raise CliError(str(error), ExitCode.EXPORT_EXTRAS_MISSING) from error
         except WorkError as error:
             raise CliError(str(error), ExitCode.EXPORT_FAILED) from error
     typer.echo(str(to))

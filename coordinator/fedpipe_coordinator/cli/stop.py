@@ -11,7 +11,7 @@ from fedpipe_coordinator.exit_codes import ExitCode
 
 
 def stop(run: Annotated[str, typer.Argument(help="The run's name.")], home: HomeOption = None) -> None:
-    """End an open run; what it has aggregated so far is kept.
+    """End an open run. Its record is kept; nothing is exported.
 
     Example: fedpipe stop claims-20300401-093000-7f3a
     """

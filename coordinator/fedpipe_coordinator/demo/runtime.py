@@ -4,6 +4,7 @@ Starts a trainer by its module's name, as an agent does, asks it to open, and re
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,8 @@ def measure_runtime_bytes(model: str, task: str, data: Path) -> int:
             text=True,
             timeout=START_S,
             check=False,
+            # as agents start a trainer on a small machine
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"},
         )
     except subprocess.TimeoutExpired as error:
         raise RuntimeMeasurementError(f"a trainer was not ready within {START_S:.0f} s") from error

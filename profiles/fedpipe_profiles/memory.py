@@ -49,6 +49,9 @@ class MemoryCoefficients:
 
 
 DEFAULT_COEFFICIENTS = MemoryCoefficients()
+CAUTIOUS_COEFFICIENTS = MemoryCoefficients(slack_bytes=48.0 * MIB)
+"""For a first try on a device that was never measured: tokenizer, encoded data, libraries that grow with use and what
+the allocator keeps are counted nowhere else, and fitted slacks on CPU lie between 40 and 80 MiB."""
 _PRIOR = LinePrior(
     slope=DEFAULT_COEFFICIENTS.activation_scale,
     slope_sd=0.5,

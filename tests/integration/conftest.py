@@ -27,14 +27,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
         north = {"words": silos["n"], "long": long, "labels": silos["n"], "single": silos["n"]}
         federation.start_agent("north", north | _broken(folder, "missing", "malformed"))
         federation.start_agent("east", {"long": long})
-        for name in ("north", "east"):
-            log = federation.children[name].log
-            wait_for(f"{name} misses the broker", lambda log=log: "cannot reach" in log.read_text())  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+        early = dict(federation.children)
+        logs = [child.log for child in early.values()]
+        wait_for("both miss it", lambda: all("cannot reach" in log.read_text() for log in logs), early.values())
         federation.up()
         south = {"words": silos["s"], "long": long, "labels": other}
         federation.start_agent("south", south | _broken(folder, "empty", "nameless"))
         federation.start_agent("small", {"long": long}, {"memory_mib": 100})
         federation.wait_for_agents("north", "east", "south", "small")
+        (folder / "missing.jsonl").unlink()
         yield Shared(federation, model, write_job(folder / "job.toml", model), silos)
 
 
@@ -91,15 +92,14 @@ def _broken(folder: Path, first: str, second: str) -> dict[str, Path]:
     """Two datasets, `bad-1` and `bad-2`, that cannot be used for the reasons named."""
     good = json.dumps({"text": SECRET, "label": "a"})
     texts = {
+        "missing": good,  # an agent does not even start where it is missing; it goes away later
         "empty": "",
         "malformed": f'{good}\n{good}\n{{"text": "{SECRET}", "label"\n',
         "nameless": json.dumps({"body_of_letter": SECRET, "label": "a"}),
     }
-    paths = {}
-    for key, name in (("bad-1", first), ("bad-2", second)):
-        paths[key] = folder / f"{name}.jsonl"
-        if name in texts:
-            paths[key].write_text(texts[name])
+    paths = {"bad-1": folder / f"{first}.jsonl", "bad-2": folder / f"{second}.jsonl"}
+    for path in paths.values():
+        path.write_text(texts[path.stem])
     return paths
 
 

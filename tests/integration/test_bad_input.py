@@ -170,6 +170,14 @@ def test_all_problems_of_agent_toml_are_in_one_report(verb: str, place: Place) -
     )
 
 
+def test_an_agent_whose_data_are_not_there_does_not_start(tmp_path: Path) -> None:
+    broker = '[broker]\nhost = "127.0.0.1"\n'
+    settings = f'name = "a"\nfederation = "f"\n{broker}[datasets.claims]\npath = "claims.jsonl"\n'
+    (tmp_path / "agent.toml").write_text(settings)
+    ended = fedpipe_agent("run", "--config", tmp_path / "agent.toml")
+    check(ended, AgentExitCode.DATASET_UNUSABLE, f"datasets.claims.path = {tmp_path / 'claims.jsonl'}", "Put the data")
+
+
 def test_without_mosquitto_the_message_names_the_package(place: Place) -> None:
     program = "from fedpipe_coordinator import broker, cli; broker._SEARCH = ('/nowhere',); cli.main()"
     ended = call("-c", program, "up", place.folder / "home", environment={"PATH": str(place.folder / "empty")})

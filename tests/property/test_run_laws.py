@@ -30,6 +30,7 @@ from fedpipe_coordinator.run_events import (
     Exported,
     Fetch,
     MakePlans,
+    Planned,
     RunAction,
     RunEvent,
     Send,
@@ -51,6 +52,11 @@ REPORTS = st.one_of(
     st.builds(evaluated, ROUNDS, st.floats(0, 9)),
     st.builds(failed, st.integers(0, 4), st.sampled_from(("out-of-memory", "time", "transfer")), st.just("out of <memory>\x1b[0m")),
     st.builds(lambda round_: Refused(run=RUN, round=round_, reason="not <now>\x00"), st.integers(0, 4)),
+)
+STRAY = st.one_of(
+    st.builds(Aggregated, ROUNDS, st.just(ref(name_of("stray"))), st.just(0.0)),
+    st.builds(Exported, st.just({})),
+    st.builds(Planned, ROUNDS, st.just(9.0), st.just({}), st.just({}), st.just(ref(name_of("stray")))),
 )
 JOBS = st.fixed_dictionaries(
     {
@@ -128,9 +134,9 @@ class AnyRun(RuleBasedStateMachine):
         self._twice(agent, report)
 
     @precondition(lambda self: self.drive.state.open)
-    @rule(agent=AGENTS, round_=ROUNDS, salt=SALTS)
-    def offers(self, agent: str, round_: int, salt: str) -> None:
-        self._twice(agent, trained(agent, round_, salt))
+    @rule(agent=AGENTS, ago=st.sampled_from((0, 0, 0, 1)), salt=SALTS)
+    def offers(self, agent: str, ago: int, salt: str) -> None:
+        self._twice(agent, trained(agent, max(1, self.drive.state.round - ago), salt))
 
     @precondition(lambda self: self.drive.state.open)
     @rule()
@@ -183,6 +189,14 @@ class AnyRun(RuleBasedStateMachine):
     def work_ends(self, data: st.DataObject) -> None:
         """Also work that was done before: its end must not count twice."""
         self._let(self.work[-1 - data.draw(st.sampled_from((0, 0, 0, 1))) % len(self.work)])
+
+    @rule(event=STRAY)
+    def work_that_nobody_awaits_ends(self, event: RunEvent) -> None:
+        state = self.drive.state
+        awaited = {Aggregated: "aggregating", Exported: "exporting", Planned: "planning"}
+        if state.phase != awaited[type(event)]:
+            self._let(event)
+            assert self.drive.state.phase == state.phase
 
     @rule()
     def coordinator_restarts(self) -> None:

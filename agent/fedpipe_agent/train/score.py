@@ -19,7 +19,7 @@ from fedpipe_agent.train.memory import Meter, is_out_of_memory
 from fedpipe_agent.train.step import StepSettings
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.device import MIB, Bits
-from fedpipe_profiles.memory import DEFAULT_COEFFICIENTS, SAFETY_MARGIN, predict_memory
+from fedpipe_profiles.memory import CAUTIOUS_COEFFICIENTS, SAFETY_MARGIN, predict_memory
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
 from fedpipe_profiles.step import DeviceKind, StepConfig
@@ -93,7 +93,7 @@ def _predicted(shape: ModelShape, terms: JobTerms, bits: Bits, kind: DeviceKind)
         ranks={weight.name: rank for weight in shape.weights},
         global_rank=rank,
     )
-    return predict_memory(shape, config, DEFAULT_COEFFICIENTS).total_bytes
+    return predict_memory(shape, config, CAUTIOUS_COEFFICIENTS).total_bytes
 
 
 def score(work: Work, order: Sequence[Bits], *, wanted_batches: int, budget_s: float) -> Scored:

@@ -27,7 +27,7 @@ _SILOS = (
     Silo("hospital", share=0.40, memory=14.0, threads=2, uplink_mbit=100.0),
     Silo("bank", share=0.28, memory=4.5, threads=1, uplink_mbit=50.0),
     Silo("clinic", share=0.20, memory=2.6, threads=1, uplink_mbit=20.0),
-    Silo("practice", share=0.12, memory=1.4, threads=1, uplink_mbit=5.0),
+    Silo("practice", share=0.12, memory=1.75, threads=1, uplink_mbit=5.0),
 )
 
 

@@ -202,6 +202,7 @@ class AnyRun(RuleBasedStateMachine):
     def coordinator_restarts(self) -> None:
         state = RunState.model_validate_json(self.drive.state.model_dump_json())
         assert state == self.drive.state
+        self.fetches.clear()  # they ended with the process
         self.drive.state, actions = resume(state, self.drive.now)
         self.drive.actions.extend(actions)
         self._take(actions)

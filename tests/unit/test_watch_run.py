@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fedpipe_coordinator.cli.errors import CliError
-from fedpipe_coordinator.cli.run import watch_run
 from fedpipe_coordinator.control import ControlRequest, ControlServer
+from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.watch import watch_run
 
 
 @pytest.fixture

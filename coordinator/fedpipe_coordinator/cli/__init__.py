@@ -9,7 +9,7 @@ import sys
 import typer
 
 from fedpipe_coordinator.cli import agents, demo, export, init, run, status, stop, up
-from fedpipe_coordinator.cli.errors import exit_code_of
+from fedpipe_coordinator.errors import exit_code_of
 from fedpipe_coordinator.exit_codes import ExitCode
 
 app = typer.Typer(

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedpipe_coordinator.cli.options import FormatOption, OutputFormat, progress_console
+from fedpipe_coordinator.cli.options import FormatOption, OutputFormat
+from fedpipe_coordinator.consoles import progress_console
 from fedpipe_coordinator.demo.command import DemoOptions, Task, run_demo
 
 MIB = 1024 * 1024

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedpipe_coordinator.cli.errors import CliError
 from fedpipe_coordinator.cli.options import HomeOption, find_home
+from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.work import ExtrasMissingError, WorkError
 from fedpipe_coordinator.work import merge as merge_adapter

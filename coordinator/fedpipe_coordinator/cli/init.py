@@ -5,24 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fedpipe_coordinator.cli.errors import CliError
-from fedpipe_coordinator.cli.options import progress_console
-from fedpipe_coordinator.config import load_federation
-from fedpipe_coordinator.exit_codes import ExitCode
-from fedpipe_coordinator.home import Home
-from fedpipe_coordinator.records import write_atomically
-from fedpipe_wire.topics import check_name
-
-_TEMPLATE = """\
-federation = "{name}"
-
-[broker]
-host = "{host}"
-port = {port}
-# true: `fedpipe up` starts and stops a Mosquitto of its own on this port.
-# false: it connects to the broker that you run there.
-managed = {managed}
-"""
+from fedpipe_coordinator.consoles import progress_console
+from fedpipe_coordinator.federation import create_federation
 
 
 def init(
@@ -36,15 +20,7 @@ def init(
 
     Example: fedpipe init my-federation --name hospitals
     """
-    check_name(name, "federation name")
-    home = Home(folder.resolve())
-    if home.settings.exists():
-        raise CliError(f"{home.settings} exists already: edit it, or name another folder", ExitCode.BAD_SETTINGS)
-    home.path.mkdir(parents=True, exist_ok=True)
-    home.path.chmod(0o700)
-    text = _TEMPLATE.format(name=name, host=host, port=port, managed=str(managed).lower())
-    write_atomically(home.settings, text)
-    load_federation(home.settings)
+    home = create_federation(folder, name=name, host=host, port=port, managed=managed)
     console = progress_console()
     console.print(f"Made the federation {name!r} in {home.path}", markup=False)
     console.print(f"Next: fedpipe up {home.path}", markup=False)

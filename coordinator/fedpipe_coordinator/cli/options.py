@@ -1,15 +1,13 @@
 """Options that several verbs share, and what they mean."""
 
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from fedpipe_coordinator.cli.errors import CliError
+from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.home import Home
 
@@ -43,13 +41,3 @@ def find_home(path: Path | None) -> Home:
             ExitCode.BAD_SETTINGS,
         )
     return home
-
-
-def progress_console() -> Console:
-    """Progress goes to stderr, so that stdout holds results only. Wide where nobody watches: logs do not wrap."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
-
-
-def result_console() -> Console:
-    """Results go to stdout."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)

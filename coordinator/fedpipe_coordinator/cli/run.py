@@ -2,17 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fedpipe_coordinator.cli.errors import CliError
-from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home, progress_console
+from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home
 from fedpipe_coordinator.config import load_job
 from fedpipe_coordinator.control import ask
+from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
-from fedpipe_coordinator.home import Home
-from fedpipe_coordinator.view import RunView
+from fedpipe_coordinator.watch import watch_run
 
 
 def run(
@@ -44,27 +43,3 @@ def run(
         typer.echo(json.dumps(summary))
     else:
         typer.echo(str(out or place.run(name)))
-
-
-def watch_run(home: Home, name: str, folder: Path | None = None) -> dict[str, Any]:
-    """Show a run until it ends and return its summary.
-
-    Raises:
-        CliError: if the run fails or is stopped, or the coordinator goes away.
-    """
-    view = RunView(progress_console())
-    for event in ask(home.path, {"op": "watch", "run": name}, timeout_s=None):
-        if "error" in event:
-            raise CliError(event["error"], ExitCode.RUN_FAILED)
-        view.show(event)
-    path = (folder or home.run(name)) / "summary.json"
-    summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if summary.get("phase") not in ("done", "failed", "stopped"):
-        raise CliError(
-            f"the coordinator went away while run {name} was open: start it again with 'fedpipe up {home.path}', "
-            "it takes the run up by itself; 'fedpipe status' shows how far it is",
-            ExitCode.COORDINATOR_NOT_RUNNING,
-        )
-    if summary["phase"] != "done":
-        raise CliError(f"run {name} {summary['phase']}: {summary['note']}", ExitCode.RUN_FAILED)
-    return summary

@@ -5,7 +5,8 @@ import json
 import typer
 from rich.table import Table
 
-from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home, result_console
+from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home
+from fedpipe_coordinator.consoles import result_console
 from fedpipe_coordinator.control import ask
 
 

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from fedpipe_coordinator.cli.errors import CliError
 from fedpipe_coordinator.cli.options import HomeOption, find_home
 from fedpipe_coordinator.control import ask
+from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 
 

@@ -14,9 +14,6 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from fedpipe_coordinator.cli.errors import CliError
-from fedpipe_coordinator.cli.init import init
-from fedpipe_coordinator.cli.run import watch_run
 from fedpipe_coordinator.config import load_job
 from fedpipe_coordinator.control import ControlError, ask
 from fedpipe_coordinator.demo.docstrings import LIBRARIES, find_roots, read_docstrings
@@ -26,8 +23,11 @@ from fedpipe_coordinator.demo.processes import Children
 from fedpipe_coordinator.demo.runtime import RuntimeMeasurementError, measure_runtime_bytes
 from fedpipe_coordinator.demo.silos import Shares, SiloData, divide, hold_out, load_user_data, write_silos
 from fedpipe_coordinator.demo.usage import PeakMemory
+from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.federation import create_federation
 from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.watch import watch_run
 from fedpipe_data.examples import Example
 
 DIRICHLET_ALPHA = 0.5
@@ -66,7 +66,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     data = _write_data(options, silos, console.print)
     port = free_port()
     home = Home(options.out / "federation")
-    init(home.path, name="demo", port=port)
+    create_federation(home.path, name="demo", host="127.0.0.1", port=port, managed=True)
     limits = _memory_limits(silos, model, options.task, data[0].path)
     configurations = _write_agents(silos, data, port, limits)
     job_file = options.out / "job.toml"

@@ -27,6 +27,7 @@ from fedpipe_agent.agent_events import (
     AgentEvent,
     Ask,
     DropUpdate,
+    FetchAdapter,
     Log,
     Say,
     ShelveUpdate,
@@ -51,9 +52,9 @@ from fedpipe_agent.trainer_protocol import (
     TrainRequest,
 )
 from fedpipe_profiles.plan import Prediction
-from fedpipe_wire.messages import Ack, EndTask, Failed, Trained, encode
+from fedpipe_wire.messages import Ack, EndTask, Failed, Trained, TrainTask, encode
 
-RUNS = st.sampled_from((RUN, f"{RUN}-2"))
+RUNS = st.sampled_from((RUN, RUN, RUN, f"{RUN}-2"))
 HUGE = Prediction(peak_bytes=1 << 40, round_s=1.0, compute_s=1.0, up_bytes=1, down_bytes=1)
 CHANGES = st.sampled_from(({}, {}, {}, {"bits": 4}, {"predicted": HUGE}, {"agent": "b"}, {"examples": 6}))
 TASKS = st.one_of(
@@ -61,13 +62,13 @@ TASKS = st.one_of(
     st.builds(score_task, RUNS),
     st.builds(
         lambda round_, run, attempt, changes: train_task(round_, run, attempt=attempt, **changes),
-        st.integers(1, 3),
+        st.integers(1, 6),
         RUNS,
         st.integers(0, 1),
         CHANGES,
     ),
-    st.builds(evaluate_task, st.integers(2, 4), RUNS),
-    st.builds(idle_task, st.integers(1, 3), RUNS),
+    st.builds(evaluate_task, st.integers(2, 6), RUNS),
+    st.builds(idle_task, st.integers(1, 6), RUNS),
 )
 STRAY = st.sampled_from((Opened(context_bytes=1), ProgressReply(stage="loading"), *replies(SurveyRequest())))
 ERRORS = st.builds(
@@ -119,10 +120,12 @@ class AnyAgent(RuleBasedStateMachine):
         if isinstance(request, TrainRequest):
             assert 0 < request.budget_s <= request.plan.deadline_s
 
-    @rule(task=TASKS, ended=st.integers(0, 9))
-    def task_comes_twice(self, task: Any, ended: int) -> None:
+    @rule(task=TASKS, ended=st.integers(0, 39), with_adapter=st.booleans())
+    def task_comes_twice(self, task: Any, ended: int, *, with_adapter: bool) -> None:
         """A task that comes again is answered alike, and begins nothing."""
         first = self._let(TaskCame(task if ended else end_task(task.run)))
+        if ended and isinstance(task, TrainTask) and task.plan.predicted == HUGE:
+            assert not [action for action in first if isinstance(action, Ask | FetchAdapter)]
         state = self.agent.state
         again = self._let(TaskCame(task if ended else end_task(task.run)))
         assert not [action for action in again if not isinstance(action, Say | Log)]
@@ -131,17 +134,25 @@ class AnyAgent(RuleBasedStateMachine):
             assert not again
         elif any(isinstance(action, Say) for action in first):
             assert [a for a in again if isinstance(a, Say)] == [a for a in first if isinstance(a, Say)]
+        if with_adapter:
+            self._let(AdapterReady(ADAPTER, Path("adapter")))
 
     @rule(blob=st.sampled_from((ADAPTER, ADAPTER, ref(name_of("other")))), seconds=st.sampled_from((0.0, 0.0, 99.0)))
     def adapter_comes(self, blob: Any, seconds: float) -> None:
         self._let(AdapterReady(blob, Path("adapter")), seconds)
 
-    @rule()
-    def adapter_fails(self) -> None:
-        self._let(TransferFailed(ADAPTER.sha256, "y" * 9000))
+    @rule(really=st.integers(0, 4))
+    def adapter_fails(self, really: int) -> None:
+        if really == 0:
+            self._let(TransferFailed(ADAPTER.sha256, "y" * 9000))
 
     @precondition(lambda self: self.hands is not None)
-    @rule()
+    @rule(acknowledged=st.booleans())
+    def trainer_works(self, *, acknowledged: bool) -> None:
+        self.trainer_answers()
+        if acknowledged and self.agent.state.offered is not None:
+            self.coordinator_acknowledges(accepted=False)
+
     def trainer_answers(self) -> None:
         assert self.hands is not None
         answers, self.hands = replies(self.hands), None
@@ -170,8 +181,10 @@ class AnyAgent(RuleBasedStateMachine):
         actions = self._let(TrainerReplied(reply))
         assert all(isinstance(action, Log | Say) for action in actions)
 
-    @rule(returncode=st.sampled_from((-9, 1)))
+    @rule(returncode=st.sampled_from((-9, 1, 0, 0, 0, 0)))
     def trainer_dies(self, returncode: int) -> None:
+        if returncode == 0:
+            return
         worked, self.hands = self.hands is not None, None
         said = [action for action in self._let(TrainerEnded(returncode, "words")) if isinstance(action, Say)]
         assert len(said) == int(worked)
@@ -186,11 +199,14 @@ class AnyAgent(RuleBasedStateMachine):
     @rule(accepted=st.booleans())
     def coordinator_acknowledges(self, *, accepted: bool) -> None:
         offered = self.agent.state.offered
+        task = self.agent.state.task
         assert offered is not None
+        assert task is not None
         ack = Ack(run=offered.run, round=offered.round, sha256=offered.update.sha256, accepted=accepted)
         self._let(Acknowledged(ack))
         if accepted:  # it is at the coordinator: it may be offered again without being here
             self.dropped.discard(offered.update.sha256)
+        self._let(TaskCame(task))
 
     def teardown(self) -> None:
         """Whatever happened, the next round is worked on."""

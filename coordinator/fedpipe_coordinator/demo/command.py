@@ -213,7 +213,7 @@ def _job(options: DemoOptions, model: str, data: list[SiloData]) -> DemoJob:
         seed=options.seed,
         model=model,
         sequence_length=128 if own else 64,
-        examples_per_round=min(largest, 2000 if options.task == "causal-lm" else 400),
+        examples_per_round=min(largest, 500 if options.task == "causal-lm" else 400),
         learning_rate=5e-3 if options.task == "causal-lm" else 2e-3,
         global_rank=16,
         deadline_s=None,

@@ -14,6 +14,7 @@ bits. Where the run's merged model is still there, `federated_accuracy_fp32` is 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -259,6 +260,10 @@ def main() -> None:
     parser.add_argument("--summary", type=Path, help="summary.json of a run of the demo to compare with")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     given = parser.parse_args()
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # As for an agent's trainer: threads that spin while they wait cost a busy machine far more than they gain.
+        command = [sys.executable, "-m", "benchmarks.central", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     quiet_libraries()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     table = run(given)

@@ -91,9 +91,7 @@ def train_task(round_: int = 1, run: str = RUN, *, attempt: int = 0, agent: str 
 
 
 def evaluate_task(round_: int = 3, run: str = RUN) -> EvaluateTask:
-    return EvaluateTask(
-        run=run, round=round_, terms=TERMS, labels=LABELS, adapter=ADAPTER, plan=plan("a", round_ - 1)
-    )
+    return EvaluateTask(run=run, round=round_, terms=TERMS, labels=LABELS, adapter=ADAPTER, plan=plan("a", round_ - 1))
 
 
 def idle_task(round_: int = 1, run: str = RUN) -> IdleTask:

@@ -90,6 +90,9 @@ class TrainSection(Settings):
     sequence_length: PositiveInt = Field(default=128, description="tokens per example, at most")
     batch_sizes: RisingSizes = BATCH_SIZES
     examples_per_round: PositiveInt = Field(default=256, description="per agent; fewer where the deadline is near")
+    balance_labels: bool = Field(
+        default=True, description="classification: each silo's own mix of labels is kept out of its loss"
+    )
     score_batches: PositiveInt = Field(default=4, description="private batches for the contribution of the weights")
 
 
@@ -185,6 +188,7 @@ def job_terms(job: Job) -> JobTerms:
         seed=job.job.seed,
         sequence_length=job.train.sequence_length,
         evaluation_examples=job.data.evaluation_examples,
+        balance_labels=job.train.balance_labels and job.job.task == "sequence-classification",
         max_rank=job.adapter.rank_ladder[-1],
         batch_sizes=job.train.batch_sizes,
     )

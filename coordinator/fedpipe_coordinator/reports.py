@@ -12,6 +12,8 @@ from fedpipe_wire.messages import Ack, Evaluated, Failed, Refused, Trained
 
 MEMORY_BACKOFF = 0.8
 MAX_MEASUREMENTS = 16
+REMEMBERED_UPDATES = 4
+"""An update that is offered again after its round must not be called not taken."""
 _WORKING = ("asked", "offered", "gone")
 
 
@@ -33,6 +35,9 @@ def on_evaluated(work: Step, member: Member, message: Evaluated) -> None:
 def on_trained(work: Step, member: Member, message: Trained) -> None:
     """An agent finished training; its update is fetched, unless it is not wanted, of which the agent is told."""
     reason = _unwanted(work.state, member, message)
+    if reason is not None and message.update.sha256 in member.taken:
+        _acknowledge(work, member.name, message.round, message.update.sha256)
+        return
     if reason is not None:
         work.note("late", f"{member.name}: {reason}; its update is dropped", agent=member.name)
         decline(work, member.name, message, reason)
@@ -127,7 +132,10 @@ def on_stored(work: Step, event: UpdateStored) -> None:
     member = work.state.members.get(event.agent)
     if member is None or not _awaited(work.state, member, event):
         return
-    work.put(member.model_copy(update={"standing": "accepted", "round_s": work.now - work.state.phase_began}))
+    update: dict[str, object] = {"standing": "accepted", "round_s": work.now - work.state.phase_began}
+    if event.sha256 not in member.taken:
+        update["taken"] = (*member.taken, event.sha256)[-REMEMBERED_UPDATES:]
+    work.put(member.model_copy(update=update))
     text = f"{event.agent}'s update {event.sha256[:12]} is stored"
     work.note("accepted", text, agent=event.agent, data={"sha256": event.sha256})
     _acknowledge(work, event.agent, event.round, event.sha256)

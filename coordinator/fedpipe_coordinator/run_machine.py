@@ -92,7 +92,7 @@ def _after_the_end(work: Step, event: RunEvent) -> None:
         case AgentOnline() if event.agent in work.state.members:
             work.do(Send(event.agent, EndTask(run=work.state.run, reason=reason)))
         case Heard(message=Trained() as trained) if event.agent in work.state.members:
-            reports.decline(work, event.agent, trained, reason)
+            reports.on_trained(work, work.state.members[event.agent], trained)
         case _:
             pass
 

@@ -88,6 +88,7 @@ class Member(Value):
     no_plan: NoPlan | None = None
     evaluated: Metrics | None = None
     trained: Trained | None = None
+    taken: tuple[str, ...] = ()
     round_s: float | None = None
 
 

@@ -56,7 +56,9 @@ from fedpipe_wire.messages import Ack, EndTask, Failed, Trained, TrainTask, enco
 
 RUNS = st.sampled_from((RUN, RUN, RUN, f"{RUN}-2"))
 HUGE = Prediction(peak_bytes=1 << 40, round_s=1.0, compute_s=1.0, up_bytes=1, down_bytes=1)
-CHANGES = st.sampled_from(({}, {}, {}, {"bits": 4}, {"predicted": HUGE}, {"agent": "b"}, {"examples": 6}))
+CHANGES = st.sampled_from(
+    ({}, {}, {}, {"predicted": HUGE}, {"predicted": HUGE}, {"bits": 4}, {"agent": "b"}, {"examples": 6})
+)
 TASKS = st.one_of(
     st.builds(survey_task, RUNS),
     st.builds(score_task, RUNS),

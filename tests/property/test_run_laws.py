@@ -50,7 +50,12 @@ REPORTS = st.one_of(
     st.builds(survey, st.sampled_from((("east", "north", "west"), ("east", "west"), ("up",))), st.sampled_from("001")),
     st.builds(scored, st.integers(1, 9), st.floats(0, 1e9), weights=st.sampled_from((("up", "down", "out"), ("up",)))),
     st.builds(evaluated, ROUNDS, st.floats(0, 9)),
-    st.builds(failed, st.integers(0, 4), st.sampled_from(("out-of-memory", "time", "transfer")), st.just("out of <memory>\x1b[0m")),
+    st.builds(
+        failed,
+        st.integers(0, 4),
+        st.sampled_from(("out-of-memory", "time", "transfer")),
+        st.just("out of <memory>\x1b[0m"),
+    ),
     st.builds(lambda round_: Refused(run=RUN, round=round_, reason="not <now>\x00"), st.integers(0, 4)),
 )
 STRAY = st.one_of(

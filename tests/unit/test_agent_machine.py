@@ -213,12 +213,13 @@ def test_a_round_without_work_ends_what_is_left_of_the_one_before() -> None:
         (train_task(agent="b"), "is for agent 'b', this is 'a'"),
         (train_task(components={"up": (0, 4)}), "beyond the global rank 4 in up"),
         (
-            train_task(
-                predicted=Prediction(peak_bytes=1 << 31, round_s=1.0, compute_s=1.0, up_bytes=1, down_bytes=1)
-            ),
+            train_task(predicted=Prediction(peak_bytes=1 << 31, round_s=1.0, compute_s=1.0, up_bytes=1, down_bytes=1)),
             "expects 2048 MiB, this device lends 1024 MiB",
         ),
-        (survey_task().model_copy(update={"terms": survey_task().terms.model_copy(update={"dataset": "x"})}), "[datasets.x]"),
+        (
+            survey_task().model_copy(update={"terms": survey_task().terms.model_copy(update={"dataset": "x"})}),
+            "[datasets.x]",
+        ),
     ],
 )
 def test_what_the_owners_limits_forbid_is_refused_with_both_values(task: Any, said_: str) -> None:
@@ -264,7 +265,9 @@ def test_the_time_to_send_the_update_is_kept_back() -> None:
 # --- what can go wrong in the trainer ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("code", "kind"), [(-signal.SIGKILL, "out-of-memory"), (1, "internal"), (-signal.SIGSEGV, "internal")])
+@pytest.mark.parametrize(
+    ("code", "kind"), [(-signal.SIGKILL, "out-of-memory"), (1, "internal"), (-signal.SIGSEGV, "internal")]
+)
 def test_a_trainer_that_dies_at_work_is_a_failure_and_the_next_task_starts_another(code: int, kind: str) -> None:
     agent = _training()
     (failed,) = said(agent(TrainerEnded(code, "last words")))

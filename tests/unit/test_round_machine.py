@@ -198,6 +198,22 @@ def test_the_same_update_offered_twice_is_fetched_again_and_counted_once() -> No
     assert len(drive.member("a").measurements) == 2
 
 
+def test_an_update_that_was_taken_is_never_called_not_taken() -> None:
+    drive = _training("a", number=2)
+    _finish(drive, "a")
+    for phase in ("aggregating", "planning", "training"):
+        assert drive.state.phase == phase
+        before = drive.state
+        ((_, ack),) = tasks(drive.hear("a", trained("a", 1)))
+        assert isinstance(ack, Ack)
+        assert (ack.accepted, ack.round) == (True, 1)
+        assert drive.state == before
+        if phase == "aggregating":
+            drive.aggregate()
+        elif phase == "planning":
+            drive.plan()
+
+
 def test_a_second_update_of_a_round_is_declined_once_one_is_taken() -> None:
     drive = _training("a", "b")
     _finish(drive, "a")

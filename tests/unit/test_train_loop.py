@@ -252,24 +252,47 @@ def test_a_loss_that_is_not_finite_names_its_step(bert: Base, tmp_path: Path, mo
         run(bert, on_base, make_settings())
 
 
-def test_gradients_are_clipped(bert: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    norms: list[float] = []
+@pytest.fixture
+def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The norm of the gradient that each optimizer step gets."""
+    seen: list[float] = []
     optimizer_step = torch.optim.AdamW.step
 
     def spying(self: torch.optim.AdamW, *_: Any) -> Any:
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
+        seen.append(torch.cat([g.flatten() for g in grads]).norm().item())
         return optimizer_step(self)
 
-    def steep(base: Base, batch: Batch) -> Losses:
-        found = losses(base, batch)
-        return Losses(1000 * found.total, found.correct)
-
-    monkeypatch.setattr(step_module, "losses", steep)
     monkeypatch.setattr(torch.optim.AdamW, "step", spying)
+    return seen
+
+
+def times(factor: float) -> Callable[[Base, Batch], Losses]:
+    def scaled(base: Base, batch: Batch) -> Losses:
+        found = losses(base, batch)
+        return Losses(factor * found.total, found.correct)
+
+    return scaled
+
+
+def test_gradients_are_clipped(bert: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norms: list[float]) -> None:
+    monkeypatch.setattr(step_module, "losses", times(1000.0))
     with on(bert, tmp_path) as on_base:
         Stepper(bert, on_base, make_settings(), FreeMeter()).step(GROUPS[0])
     assert norms == [pytest.approx(1.0, rel=1e-3)]
+
+
+@pytest.mark.parametrize("task", ["classification", "text"])
+def test_the_gradient_is_of_the_mean(
+    bert: Base, llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norms: list[float], task: str
+) -> None:
+    base, group = (bert, GROUPS[0]) if task == "classification" else (llama, TEXTS[:4])
+    monkeypatch.setattr(step_module, "losses", times(0.01))  # far below the norm that is clipped
+    for repeats in (1, 2):
+        with on(base, tmp_path) as on_base:
+            Stepper(base, on_base, make_settings(micro_batch=3), FreeMeter()).step(group * repeats)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert 0.0 < norms[0] < 0.5
 
 
 def test_evaluation_halves_batches_and_gives_up_at_one(bert: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from trainer_support import LABELS, load
 from fedpipe_agent.train.base import locate
 from fedpipe_agent.train.errors import ModelError
 from fedpipe_agent.train.fingerprint import fingerprint
-from fedpipe_agent.train.shape import Task, check_length, read_shape
+from fedpipe_agent.train.shape import Task, check_length, lookups, read_shape
 from fedpipe_profiles.device import Bits
 
 
@@ -59,8 +59,11 @@ def test_exactly_the_candidates_are_quantized(root: Path, kind: Kind, task: Task
     base = load(root / kind, task, bits)
     quantized = {n for n, m in base.model.named_modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")}
     assert quantized == set(base.weights)
-    kept = {p.dtype for n, p in base.model.named_parameters() if n.rpartition(".")[0] not in quantized}
-    assert kept == {torch.float32}
+    tables = {id(table.weight) for table in lookups(base.model)}
+    for name, parameter in base.model.named_parameters():
+        if name.rpartition(".")[0] not in quantized:
+            assert parameter.dtype == (torch.bfloat16 if id(parameter) in tables else torch.float32), name
+    assert base.model(input_ids=torch.tensor([[2, 5, 3]])).logits.dtype == torch.float32
 
 
 def test_the_head_stays_in_float32_on_a_bf16_base(root: Path) -> None:

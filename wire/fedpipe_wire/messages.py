@@ -46,6 +46,7 @@ class JobTerms(Value):
     sequence_length: PositiveInt
     evaluation_examples: PositiveInt
     max_rank: PositiveInt
+    balance_labels: bool = Field(default=False, description="keep each silo's own mix of labels out of the loss")
     batch_sizes: tuple[PositiveInt, ...] = Field(min_length=1)
 
 
@@ -109,7 +110,7 @@ class Progress(Value):
 
 
 class Evaluated(Value):
-    """Held-out metrics of the global adapter that `round` began with; `round` counts from 1, the final one is last + 1."""
+    """Held-out metrics of the adapter that `round` began with; rounds count from 1, the last adapter's is last + 1."""
 
     type: Literal["evaluated"] = "evaluated"
     run: RunId
@@ -161,9 +162,7 @@ class BlobMissing(Value):
     bitmap: str = Field(max_length=200_000)
 
 
-AgentMessage = (
-    Presence | Profile | Survey | Scored | Progress | Evaluated | Trained | Refused | Failed | BlobMissing
-)
+AgentMessage = Presence | Profile | Survey | Scored | Progress | Evaluated | Trained | Refused | Failed | BlobMissing
 
 
 # --- coordinator to agent ---------------------------------------------------------------------------------------
@@ -260,7 +259,9 @@ class RunState(Value):
     adapter: BlobRef | None = None
 
 
-CoordinatorMessage = SurveyTask | ScoreTask | TrainTask | EvaluateTask | IdleTask | EndTask | BlobRequest | Ack | RunState
+CoordinatorMessage = (
+    SurveyTask | ScoreTask | TrainTask | EvaluateTask | IdleTask | EndTask | BlobRequest | Ack | RunState
+)
 Message = AgentMessage | CoordinatorMessage
 Task = SurveyTask | ScoreTask | TrainTask | EvaluateTask | IdleTask | EndTask
 
@@ -303,7 +304,7 @@ def decode_from_agent(channel: str, payload: bytes, schema: int) -> AgentMessage
     """Read a message that an agent wrote on `channel`.
 
     Raises:
-        MessageError: if it is too large, of another schema version, malformed, or on a channel that it does not belong to.
+        MessageError: if it is too large, of another schema version, malformed, or on a channel of other messages.
     """
     _check(payload, schema)
     try:
@@ -331,7 +332,9 @@ def decode_from_coordinator(channel: str, payload: bytes, schema: int) -> Coordi
 
 def _check(payload: bytes, schema: int) -> None:
     if schema != SCHEMA_VERSION:
-        raise MessageError(f"message of schema {schema}, this version reads schema {SCHEMA_VERSION}: upgrade the older side")
+        raise MessageError(
+            f"message of schema {schema}, this version reads schema {SCHEMA_VERSION}: upgrade the older side"
+        )
     if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageError(f"message of {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are read")
 
@@ -345,5 +348,3 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in problem["loc"]) or "message"
     return f"malformed message: {place}: {problem['msg']} ({error.error_count()} problems)"
-
-

@@ -32,13 +32,31 @@ class Losses:
     correct: torch.Tensor | None
 
 
-def losses(base: Base, batch: Batch) -> Losses:
-    """Losses of a batch, in float32."""
+def losses(base: Base, batch: Batch, label_shift: torch.Tensor | None = None) -> Losses:
+    """Losses of a batch, in float32.
+
+    `label_shift` (labels,) is added to the logits before the loss is taken; see `label_shift`.
+    """
     if base.task == "sequence-classification":
         logits = base.model(input_ids=batch.ids, attention_mask=batch.mask).logits.float()
-        total = functional.cross_entropy(logits, batch.targets, reduction="none")
+        shifted = logits if label_shift is None else logits + label_shift
+        total = functional.cross_entropy(shifted, batch.targets, reduction="none")
         return Losses(total, (logits.argmax(-1) == batch.targets).detach())
     return Losses(_token_losses(base.model, batch), None)
+
+
+def label_shift(counts: Sequence[int]) -> torch.Tensor:
+    """What a silo adds to the logits while it trains, so that its own mix of labels is not learned into the model.
+
+    The logarithm of its label frequencies, with half an example added to each: the softmax then estimates how likely a
+    label is when all are equally frequent, which is the same target in every silo (logit adjustment, Menon et al.,
+    arXiv 2007.07314, eq. 10; for federated training Zhang et al., arXiv 2209.00189).
+
+    Args:
+        counts: Training examples of every label, in the order of the model's outputs, `(labels,)`.
+    """
+    smoothed = torch.tensor([count + 0.5 for count in counts])
+    return torch.log(smoothed / smoothed.sum())
 
 
 def _token_losses(model: Any, batch: Batch) -> torch.Tensor:
@@ -62,7 +80,10 @@ def _keeps_logits(model: Any) -> bool:
 
 @dataclass(slots=True)
 class StepSettings:
-    """How steps are taken. `micro_batch` and `checkpointing` change when memory runs out; `actions` says so."""
+    """How steps are taken. `micro_batch` and `checkpointing` change when memory runs out; `actions` says so.
+
+    With `label_counts`, the silo's mix of labels is kept out of the loss (see `label_shift`).
+    """
 
     sequence_length: int
     learning_rate: float
@@ -70,6 +91,7 @@ class StepSettings:
     micro_batch: int
     checkpointing: bool
     actions: list[str] = field(default_factory=list)
+    label_counts: tuple[int, ...] = ()
 
 
 class Stepper:
@@ -88,6 +110,7 @@ class Stepper:
         # the fused kernel needs no temporary copies of the parameters
         self._optimizer = torch.optim.AdamW(self._parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
         self._steps = 0
+        self._shift = label_shift(settings.label_counts).to(base.device) if settings.label_counts else None
         set_training(base, checkpointing=settings.checkpointing)
 
     def step(self, examples: Sequence[Encoded]) -> float:
@@ -121,7 +144,7 @@ class Stepper:
                 sequence_length=settings.sequence_length,
                 device=self._base.device,
             )
-            loss = losses(self._base, batch).total.sum()
+            loss = losses(self._base, batch, self._shift).total.sum()
             (loss / units).backward()
             total += loss.item()
         self._check_finite(total, "loss")

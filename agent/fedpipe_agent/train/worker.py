@@ -4,6 +4,7 @@ Owns the order of things within a request and within its budget. Reading request
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import cast
@@ -34,7 +35,7 @@ from fedpipe_agent.trainer_protocol import (
     TrainedReply,
     TrainRequest,
 )
-from fedpipe_data.examples import load_dataset
+from fedpipe_data.examples import ClassificationExample, load_dataset
 from fedpipe_profiles.device import Bits
 from fedpipe_wire.messages import Metrics
 
@@ -151,6 +152,7 @@ class Worker:
             warm_up_steps=warm_up_steps(-(-plan.examples // plan.batch_size)),
             micro_batch=plan.batch_size,
             checkpointing=plan.gradient_checkpointing,
+            label_counts=self._label_counts(base.labels),
         )
         trained = train(
             base,
@@ -211,6 +213,13 @@ class Worker:
         )
         self._say(EvaluatedReply(metrics=metrics))
         return metrics
+
+    def _label_counts(self, labels: Sequence[str]) -> tuple[int, ...]:
+        """Training examples of each label, if the job wants them kept out of the loss; empty otherwise."""
+        if not self._terms.balance_labels:
+            return ()
+        counts = Counter(e.label for e in self._dataset.train if isinstance(e, ClassificationExample))
+        return tuple(counts[label] for label in labels)
 
     def _encoder(self, base: Base, sequence_length: int) -> Encoder:
         return Encoder(base.tokenizer, base.labels, sequence_length)

@@ -50,7 +50,7 @@ class ModelShape(Value):
     other_parameters: NonNegativeInt = Field(description="embeddings, norms, biases, output head: never quantized")
     lookup_parameters: NonNegativeInt = Field(
         default=0,
-        description="of the other parameters, embedding tables that are only looked up: 2 B each beside a quantized base",
+        description="of the other parameters, tables that are only looked up: bf16 beside a quantized base",
     )
     head: tuple[ParameterShape, ...] = Field(
         default=(), description="new parameters that are trained and averaged whole"

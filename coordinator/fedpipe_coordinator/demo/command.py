@@ -209,7 +209,7 @@ def _job(options: DemoOptions, model: str, data: list[SiloData]) -> DemoJob:
     largest = max(silo.train_examples for silo in data)
     return DemoJob(
         task=options.task,
-        rounds=options.rounds or (4 if options.task == "causal-lm" else 5),
+        rounds=options.rounds or (4 if options.task == "causal-lm" else 8),
         seed=options.seed,
         model=model,
         sequence_length=128 if own else 64,

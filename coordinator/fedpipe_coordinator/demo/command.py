@@ -33,6 +33,7 @@ from fedpipe_data.examples import Example
 DIRICHLET_ALPHA = 0.5
 SENTENCES_PER_LIBRARY = 500
 MAX_USER_EXAMPLES = 20_000
+DEADLINE_S = 18.0
 START_S = 120.0
 POLL_S = 0.3
 
@@ -209,14 +210,15 @@ def _job(options: DemoOptions, model: str, data: list[SiloData]) -> DemoJob:
     largest = max(silo.train_examples for silo in data)
     return DemoJob(
         task=options.task,
-        rounds=options.rounds or (4 if options.task == "causal-lm" else 8),
+        rounds=options.rounds or (4 if options.task == "causal-lm" else 7),
         seed=options.seed,
         model=model,
         sequence_length=128 if own else 64,
         examples_per_round=min(largest, 500 if options.task == "causal-lm" else 400),
         learning_rate=5e-3 if options.task == "causal-lm" else 2e-3,
         global_rank=16,
-        deadline_s=None,
+        # The demo's own work is known, and bounded so that it ends within minutes; for others the planner chooses.
+        deadline_s=None if own else DEADLINE_S,
         min_agents=max(1, len(data) // 2),
     )
 

@@ -66,7 +66,7 @@ TERMS = JobTerms(
 
 
 def setup(agent: str = "a", **more: Any) -> Setup:
-    fields = {"profile": device(agent), "datasets": {"words": DatasetSource(path=Path("words.csv"))}}
+    fields: dict[str, Any] = {"profile": device(agent), "datasets": {"words": DatasetSource(path=Path("words.csv"))}}
     return Setup(state=Path("state"), **(fields | more))
 
 
@@ -114,7 +114,7 @@ def replies(request: Request, labels: tuple[str, ...] = LABELS) -> tuple[Reply, 
                 ),
             )
         case ScoreRequest():
-            curves = {name: (1.0, 2.0, 3.0, 4.0) for name in ("up", "down", "out")}
+            curves = dict.fromkeys(("up", "down", "out"), (1.0, 2.0, 3.0, 4.0))
             return (ScoredReply(contribution=Contribution(examples=8, curves=curves), measurements=(measurement(),)),)
         case EvaluateRequest():
             return (EvaluatedReply(metrics=metrics()),)
@@ -174,7 +174,7 @@ def said(actions: Any) -> tuple[AgentMessage, ...]:
 
 def asked(actions: Any) -> list[str]:
     """The requests in some actions, and where the trainer was ended, in order."""
-    names = []
+    names: list[str] = []
     for action in actions:
         if isinstance(action, Ask):
             names.append(action.request.op)

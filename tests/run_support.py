@@ -12,6 +12,7 @@ from planning_fleet import profile, tiny_model
 
 from fedpipe_coordinator.config import Job
 from fedpipe_coordinator.run_events import (
+    AgentOnline,
     Aggregate,
     Aggregated,
     Export,
@@ -23,6 +24,7 @@ from fedpipe_coordinator.run_events import (
     RunAction,
     RunEvent,
     Send,
+    UpdateStored,
 )
 from fedpipe_coordinator.run_machine import step
 from fedpipe_coordinator.run_state import Member, RunState
@@ -177,6 +179,10 @@ class Drive:
     now: float = 0.0
     actions: list[RunAction] = field(default_factory=list)
 
+    @property
+    def phase(self) -> str:
+        return self.state.phase
+
     def __call__(self, event: RunEvent, after_s: float = 0.0) -> tuple[RunAction, ...]:
         """Let an event happen; the actions that it causes."""
         self.now += after_s
@@ -214,6 +220,27 @@ class Drive:
         """Answer the last request for an export."""
         assert self.all(Export)
         return self(Exported({"adapter": "out/adapter"}))
+
+
+def training(*agents: str, peaks: Mapping[str, int] | None = None, **rounds: Any) -> Drive:
+    """A run in its first round: every agent has its task."""
+    drive = Drive(begin(**rounds))
+    for agent in agents:
+        drive(AgentOnline(agent, f"{agent}-1"))
+    for agent in agents:
+        drive.hear(agent, survey())
+    for agent in agents:
+        drive.hear(agent, scored())
+    drive.plan(peaks)
+    assert drive.phase == "training"
+    return drive
+
+
+def finish(drive: Drive, agent: str) -> None:
+    """An agent trains the present round, and its update is stored."""
+    offer = trained(agent, drive.state.round)
+    drive.hear(agent, offer)
+    drive(UpdateStored(agent, drive.state.round, offer.update.sha256))
 
 
 def tasks(actions: Sequence[RunAction]) -> list[tuple[str, Task]]:

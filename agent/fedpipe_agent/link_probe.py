@@ -4,6 +4,7 @@ Owns the order and the times; the daemon sends and tells of acknowledgements. Be
 owner's uplink limit demands. The bytes go to a blob topic of this agent's own, under a name that nobody asks for.
 """
 
+import statistics
 from collections.abc import Callable
 
 from fedpipe_agent.link import link_from_samples
@@ -12,6 +13,9 @@ from fedpipe_profiles.device import Link
 SMALL_BYTES = 1
 BURST_CHUNK_BYTES = 64 * 1024
 BURST_CHUNKS = 4
+MAX_BURST_CHUNKS = 32
+MIN_BURST_ROUND_TRIPS = 4.0
+"""A burst that takes fewer round trips mostly waits for its acknowledgement; the next one is twice as long."""
 SMALL_COUNT = 5
 BURST_COUNT = 4
 
@@ -25,6 +29,7 @@ class LinkProbe:
         self._rtts: list[float] = []
         self._bursts: list[tuple[int, float]] = []
         self._open: set[int] = set()
+        self._chunks = BURST_CHUNKS
         self._began = 0.0
         self._next_at = 0.0
         self.link: Link | None = None
@@ -34,7 +39,7 @@ class LinkProbe:
         if self.link is not None or self._open or now < self._next_at:
             return
         small = len(self._rtts) < SMALL_COUNT
-        sizes = [SMALL_BYTES] if small else [BURST_CHUNK_BYTES] * BURST_CHUNKS
+        sizes = [SMALL_BYTES] if small else [BURST_CHUNK_BYTES] * self._chunks
         handles = [self._publish(size) for size in sizes]
         self._began = now
         # A burst of which a part was not taken measures nothing: it is sent again at the next tick.
@@ -51,10 +56,12 @@ class LinkProbe:
         if len(self._rtts) < SMALL_COUNT:
             self._rtts.append(seconds)
             return
-        size = BURST_CHUNK_BYTES * BURST_CHUNKS
+        size = BURST_CHUNK_BYTES * self._chunks
         self._bursts.append((size, seconds))
         if self._limit_bps is not None:
             self._next_at = self._began + size * 8 / self._limit_bps
+        if seconds < MIN_BURST_ROUND_TRIPS * statistics.median(self._rtts):
+            self._chunks = min(2 * self._chunks, MAX_BURST_CHUNKS)
         if len(self._bursts) == BURST_COUNT:
             self.link = link_from_samples(self._bursts, self._rtts, uplink_limit_bps=self._limit_bps)
 

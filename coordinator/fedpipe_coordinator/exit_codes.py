@@ -33,7 +33,6 @@ class ExitCode(IntEnum):
     DATA_UNUSABLE = 17, "Check that the demo's extra is installed and its folder can be written."
     MODEL_UNUSABLE = 18, "Check the model's folder or hub id in the job file."
     STORE_UNUSABLE = 19, "Check the federation's folder: free space, rights, and that one version of FedPipe writes it."
-    ALREADY_RUNNING = 20, "Stop the coordinator that runs there, or use another folder."
-    COORDINATOR_RUNNING = 20, "Use the one that runs, or stop it first, or work in another folder."
+    ALREADY_RUNNING = 20, "Use the one that runs, or stop it first, or work in another folder."
     EXPORT_FAILED = 30, "Read the message; the run itself is unharmed, so put it right and export again."
     EXPORT_EXTRAS_MISSING = 31, "Install what merging needs: pip install 'fedpipe[export]'."

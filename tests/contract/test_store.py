@@ -1,7 +1,7 @@
 """What every store of runs and agents must do, on the SQLite store and on one in memory."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ class MemoryStore:
 
 
 @pytest.fixture(params=["sqlite", "memory"])
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens the same store again and again."""
     kept = Kept()
     opened: list[Store] = []
@@ -63,8 +63,9 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
         opened.append(store)
         return store
 
-    request.addfinalizer(lambda: [store.close() for store in opened])
-    return open_
+    yield open_
+    for store in opened:
+        store.close()
 
 
 def _states() -> list[RunState]:

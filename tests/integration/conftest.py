@@ -19,7 +19,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     mosquitto_or_skip()
     folder = tmp_path_factory.mktemp("federation")
     model = make_tiny_model(folder / "model", "bert")
-    silos = {name: write_classification(folder / f"{name}.jsonl", rows=360, seed=i) for i, name in enumerate("ns")}
+    silos = {
+        "n": write_classification(folder / "n.jsonl", rows=520),
+        "s": write_classification(folder / "s.jsonl", rows=260, seed=1),
+    }
     long = _write_long(folder / "long.jsonl")
     other = write_classification(folder / "other.jsonl", rows=60, labels=4)
     with Federation(folder) as federation:

@@ -95,6 +95,7 @@ def test_metrics_are_the_means_of_what_the_agents_said_weighted_by_examples(
     for index, metric in enumerate(metrics):
         pair = said[2 * index : 2 * index + 2]
         examples = sum(part["examples"] for part in pair)
+        assert pair[0]["examples"] != pair[1]["examples"]
         assert metric["examples"] == examples
         for name in ("loss", "accuracy"):
             assert metric[name] * examples == pytest.approx(sum(part[name] * part["examples"] for part in pair))

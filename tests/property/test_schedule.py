@@ -1,209 +1,19 @@
-"""Every schedule of a whole federation: the coordinator's machine and agents' machines on a network that misbehaves.
+"""Every schedule of a whole federation, on a network that misbehaves, ends well or says which agents it lacks."""
 
-Messages are delayed, reordered, doubled and dropped; where one is dropped its agent connects anew and is asked again, as
-the registry does it. Heavy work is stood in for by names that are functions of what they are made of.
-"""
-
-from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any
 
-from agent_support import DriveAgent, replies, setup
+from agent_support import DriveAgent, setup
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from run_support import RUN, Drive, aggregated, begin, device, name_of, planned, ref
+from run_support import RUN, Drive, begin, device
+from simulated_federation import NAMES, ROUNDS, Silo, World, happen
 
-from fedpipe_agent.agent_events import (
-    Acknowledged,
-    AdapterReady,
-    AgentAction,
-    Ask,
-    DropUpdate,
-    FetchAdapter,
-    Say,
-    ShelveUpdate,
-    StopTrainer,
-    TaskCame,
-    TrainerReplied,
-    UpdateShelved,
-)
-from fedpipe_agent.agent_events import Ticked as AgentTicked
+from fedpipe_agent.agent_events import Ask
 from fedpipe_agent.state import AgentState
-from fedpipe_agent.trainer_protocol import ErrorReply, OpenRequest, Request, TrainRequest
-from fedpipe_coordinator.resume import resume
-from fedpipe_coordinator.run_events import (
-    AgentOffline,
-    AgentOnline,
-    Aggregate,
-    Export,
-    Exported,
-    Fetch,
-    Heard,
-    MakePlans,
-    RunAction,
-    RunEvent,
-    Send,
-    Ticked,
-    UpdateRejected,
-    UpdateStored,
-)
-from fedpipe_coordinator.run_state import RunState
-from fedpipe_wire.messages import Ack, BlobRef, EndTask, Progress, Task
-
-NAMES = ("a", "b", "c")
-ROUNDS = 3
-
-
-@dataclass
-class Silo:
-    """An agent with its trainer and outbox; restarting it loses everything but its name."""
-
-    name: str
-    session: int = 1
-    drive: DriveAgent = field(default_factory=DriveAgent)
-    outbox: set[str] = field(default_factory=set)
-    hands: list[Request] = field(default_factory=list)
-    awaited: list[BlobRef] = field(default_factory=list)
-    online: bool = True
-
-    def restart(self) -> None:
-        self.session += 1
-        self.drive = DriveAgent(AgentState(setup=setup(self.name, profile=device(self.name))), self.drive.now)
-        self.outbox, self.hands, self.awaited = set(), [], []
-
-
-@dataclass
-class World:
-    """Everything that is under way. `step` lets one thing happen, chosen by its argument."""
-
-    run: Drive
-    silos: dict[str, Silo]
-    wire: list[tuple[str, Any]] = field(default_factory=list)
-    stored: Counter[tuple[str, int, str]] = field(default_factory=Counter)
-
-    @property
-    def state(self) -> RunState:
-        return self.run.state
-
-    # --- the coordinator ----------------------------------------------------------------------------------------
-
-    def coordinator(self, what: RunEvent, after_s: float = 0.0) -> None:
-        self.take(self.run(what, after_s))
-
-    def take(self, actions: tuple[RunAction, ...]) -> None:
-        for action in actions:
-            match action:
-                case Send(agent, message):
-                    self.wire.append((agent, message))
-                case Fetch() | MakePlans() | Aggregate() | Export():
-                    self.wire.append(("coordinator", action))
-                case _:
-                    pass
-
-    def arrive(self, to: str, item: Any) -> None:
-        match item:
-            case Fetch(agent, round_, blob):
-                there = blob.sha256 in self.silos[agent].outbox or self.stored[agent, round_, blob.sha256]
-                self.stored[agent, round_, blob.sha256] += bool(there)
-                outcome = (
-                    UpdateStored(agent, round_, blob.sha256)
-                    if there
-                    else UpdateRejected(agent, round_, blob.sha256, "it is not there")
-                )
-                self.coordinator(outcome)
-            case MakePlans():
-                self.coordinator(planned(self.state, item))
-            case Aggregate():
-                if self.state.phase == "aggregating":
-                    self.coordinator(aggregated(self.state, item))
-            case Export():
-                self.coordinator(Exported({}))
-            case Heard() | AgentOnline():
-                self.coordinator(item)
-            case _:
-                self.at_agent(self.silos[to], item)
-
-    # --- an agent -----------------------------------------------------------------------------------------------
-
-    def at_agent(self, silo: Silo, message: Task | Ack) -> None:
-        if not silo.online:
-            return  # a broker without its session; it is asked again when it is back
-        what = Acknowledged(message) if isinstance(message, Ack) else TaskCame(message)
-        self.act(silo, silo.drive(what))
-
-    def act(self, silo: Silo, actions: tuple[AgentAction, ...]) -> None:
-        for action in actions:
-            match action:
-                case Say(message) if not isinstance(message, Progress):
-                    self.wire.append(("coordinator", Heard(silo.name, message)))
-                case FetchAdapter(blob):
-                    silo.awaited.append(blob)
-                case Ask(OpenRequest() as request):
-                    silo.hands = [request]
-                case Ask(request):
-                    assert not [each for each in silo.hands if not isinstance(each, OpenRequest)]
-                    silo.hands.append(request)
-                case StopTrainer():
-                    silo.hands = []
-                case DropUpdate(sha256):
-                    silo.outbox.discard(sha256)
-                case _:
-                    pass
-
-    def work(self, silo: Silo) -> bool:
-        """Let one thing happen at an agent: its adapter comes, or its trainer answers."""
-        if silo.awaited:
-            blob = silo.awaited.pop(0)
-            self.act(silo, silo.drive(AdapterReady(blob, Path(blob.sha256))))
-            return True
-        if not silo.hands:
-            return False
-        request = silo.hands.pop(0)
-        for reply in replies(request):
-            actions = silo.drive(TrainerReplied(reply))
-            self.act(silo, actions)
-            if any(isinstance(action, ShelveUpdate) for action in actions):
-                assert isinstance(request, TrainRequest)
-                made = ref(
-                    name_of("update", silo.name, request.plan.round, request.adapter, request.plan.model_dump_json())
-                )
-                silo.outbox.add(made.sha256)
-                self.act(silo, silo.drive(UpdateShelved(made)))
-        return True
-
-    def connects(self, silo: Silo) -> None:
-        silo.online = True
-        self.coordinator(AgentOnline(silo.name, f"{silo.name}-{silo.session}"))
-
-    # --- time ---------------------------------------------------------------------------------------------------
-
-    def tick(self, seconds: float) -> None:
-        self.coordinator(Ticked(), seconds)
-        for silo in self.silos.values():
-            self.act(silo, silo.drive(AgentTicked(), seconds))
-
-    def calm(self) -> bool:
-        """Deliver everything in order, and let every agent do one thing; whether anything happened."""
-        moved, delivered = bool(self.wire), 0
-        while self.wire:
-            delivered += 1
-            assert delivered < 2000, f"messages without end: {self.wire[0]}"
-            self.arrive(*self.wire.pop(0))
-        for silo in self.silos.values():
-            moved = self.work(silo) or moved
-        return moved
-
-    def settle(self) -> None:
-        """From now on all goes well: everybody connects, everything is delivered in order, time passes."""
-        for silo in self.silos.values():
-            self.connects(silo)
-        for _ in range(2000):
-            if not self.state.open:
-                return
-            self.tick(0.5 if self.calm() else 30.0)
-        raise AssertionError(f"the run stays in {self.state.phase}")
+from fedpipe_agent.trainer_protocol import TrainRequest
+from fedpipe_coordinator.run_events import Aggregate
+from fedpipe_wire.messages import EndTask
 
 
 def _world(**rounds: Any) -> World:
@@ -255,53 +65,6 @@ def _schedules(kinds: tuple[str, ...]) -> st.SearchStrategy[list[tuple[str, int]
     return st.builds(schedule, st.integers(0, 1 << 32), st.integers(120, 250))
 
 
-def _happen(world: World, kind: str, which: int) -> None:
-    silo = world.silos[NAMES[which % len(NAMES)]]
-    match kind:
-        case "deliver" if world.wire:
-            world.arrive(*world.wire.pop(which % len(world.wire)))
-        case "double" if world.wire:
-            to, item = world.wire[which % len(world.wire)]
-            if isinstance(item, Heard) or to != "coordinator":
-                world.wire.append((to, item))
-        case "drop" if world.wire:
-            to, item = world.wire[which % len(world.wire)]
-            if isinstance(item, Heard) or to != "coordinator":
-                world.wire.remove((to, item))
-                world.connects(world.silos[item.agent if isinstance(item, Heard) else to])
-        case "work":
-            world.work(silo)
-        case "fail" if silo.hands:
-            silo.hands.clear()
-            world.act(silo, silo.drive(TrainerReplied(ErrorReply(kind="out-of-memory", message="too large"))))
-        case "tick":
-            world.tick(0.5)
-        case "wait":
-            world.tick(60.0)
-        case "offline":
-            silo.online = False
-            world.coordinator(AgentOffline(silo.name))
-        case "leave":
-            silo.restart()
-            silo.online = False
-            world.coordinator(AgentOffline(silo.name))
-        case "restart":
-            silo.restart()
-            world.connects(silo)
-        case "coordinator":
-            state = RunState.model_validate_json(world.state.model_dump_json())
-            lost = (MakePlans, Aggregate, Export, Fetch)
-            world.wire = [(to, item) for to, item in world.wire if not isinstance(item, lost)]
-            world.run.state, actions = resume(state, world.run.now)
-            world.run.actions.extend(actions)
-            world.take(actions)
-            for each in world.silos.values():
-                if each.online:  # their presence is retained at the broker, and is heard some time later
-                    world.wire.append(("coordinator", AgentOnline(each.name, f"{each.name}-{each.session}")))
-        case _:
-            pass
-
-
 def _run(schedule: list[tuple[str, int]], calm: int, **rounds: Any) -> World:
     world = _world(**rounds)
     for _ in range(calm):
@@ -309,7 +72,7 @@ def _run(schedule: list[tuple[str, int]], calm: int, **rounds: Any) -> World:
     for kind, which in schedule:
         if not world.state.open:
             break
-        _happen(world, kind, which)
+        happen(world, kind, which)
     world.settle()
     return world
 

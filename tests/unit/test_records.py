@@ -95,7 +95,9 @@ def test_a_cut_line_longer_than_what_is_read_at_once_is_dropped(tmp_path: Path) 
     assert folder.audit() == [{"n": 1}, {"n": 2}]
 
 
-@pytest.mark.parametrize("text", ["line\u2028end", "next\x85line", "a\nb\rc\x0b\x0c\x1c", "\x00\x1b[31m", "ä\U0001f4a9"])
+@pytest.mark.parametrize(
+    "text", ["line\u2028end", "next\x85line", "a\nb\rc\x0b\x0c\x1c", "\x00\x1b[31m", "ä\U0001f4a9"]
+)
 def test_texts_of_agents_do_not_break_the_lines(tmp_path: Path, text: str) -> None:
     folder = RunFolder(tmp_path)
     folder.add_audit(Note("failed", text, "a", 3, {"kind": text}), WHEN)

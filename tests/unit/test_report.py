@@ -92,7 +92,16 @@ def _decisions(text: str) -> list[dict[str, Any]]:
 def test_the_page_is_well_formed_and_says_what_happened() -> None:
     page = Page(render(_summary(), _decisions("a went away")))
     assert page.open == []
-    for part in (f"Run {RUN}", "Round 3", "8", "10/12", "1024 / - MiB", "20.0 / 21.5 s", "1.50% of the change", "a went away"):
+    for part in (
+        f"Run {RUN}",
+        "Round 3",
+        "8",
+        "10/12",
+        "1024 / - MiB",
+        "20.0 / 21.5 s",
+        "1.50% of the change",
+        "a went away",
+    ):
         assert part in page.text
     assert page.tags.count("svg") == 2
     assert page.tags.count("circle") == 6  # the start and two of three rounds, for loss and accuracy

@@ -8,24 +8,22 @@ from run_support import (
     begin,
     evaluated,
     failed,
-    name_of,
+    finish,
     planned,
-    ref,
     scored,
     survey,
     tasks,
     trained,
+    training,
 )
 
 from fedpipe_coordinator.membership import OFFLINE_GRACE_S
 from fedpipe_coordinator.reports import MEMORY_BACKOFF
-from fedpipe_coordinator.resume import resume
 from fedpipe_coordinator.round_machine import DEADLINE_GRACE, DEADLINE_GRACE_S, EVALUATION_GRACE_S, MAX_MISSED_ROUNDS
 from fedpipe_coordinator.run_events import (
     AgentOffline,
     AgentOnline,
     Aggregate,
-    BroadcastAdapter,
     Export,
     Fetch,
     MakePlans,
@@ -39,37 +37,17 @@ from fedpipe_wire.messages import Ack, EvaluateTask, IdleTask, Refused, TrainTas
 AFTER_DEADLINE_S = 100.0 * DEADLINE_GRACE + DEADLINE_GRACE_S + 1
 
 
-def _training(*agents: str, peaks: dict[str, int] | None = None, **settings: object) -> Drive:
-    """A run in its first round: every agent has its task."""
-    drive = Drive(begin(**settings))
-    for agent in agents:
-        drive(AgentOnline(agent, f"{agent}-1"))
-    for agent in agents:
-        drive.hear(agent, survey())
-    for agent in agents:
-        drive.hear(agent, scored())
-    drive.plan(peaks)
-    assert drive.state.phase == "training"
-    return drive
-
-
-def _finish(drive: Drive, agent: str) -> None:
-    offer = trained(agent, drive.state.round)
-    drive.hear(agent, offer)
-    drive(UpdateStored(agent, drive.state.round, offer.update.sha256))
-
-
 def _lose(drive: Drive, agent: str) -> None:
     drive(AgentOffline(agent))
     drive(Ticked(), after_s=OFFLINE_GRACE_S + 1)
 
 
 def test_the_round_goes_on_without_an_agent_that_died_and_says_so() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "a")
+    drive = training("a", "b")
+    finish(drive, "a")
     drive(AgentOffline("b"))
     drive(Ticked(), after_s=OFFLINE_GRACE_S - 1)
-    assert drive.state.phase == "training"
+    assert drive.phase == "training"
     drive(Ticked(), after_s=2)
     (aggregate,) = drive.all(Aggregate)
     assert list(aggregate.updates) == ["a"]
@@ -77,57 +55,57 @@ def test_the_round_goes_on_without_an_agent_that_died_and_says_so() -> None:
 
 
 def test_an_agent_back_before_the_grace_gets_its_task_again() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "a")
+    drive = training("a", "b")
+    finish(drive, "a")
     drive(AgentOffline("b"))
     drive(Ticked(), after_s=OFFLINE_GRACE_S - 1)
     ((agent, task),) = tasks(drive(AgentOnline("b", "b-1")))
     assert agent == "b"
     assert task == drive.asked("b", TrainTask)[0]
     drive(Ticked(), after_s=OFFLINE_GRACE_S)
-    _finish(drive, "b")
+    finish(drive, "b")
     assert sorted(drive.all(Aggregate)[0].updates) == ["a", "b"]
 
 
 def test_an_agent_back_after_the_grace_may_still_bring_its_update() -> None:
-    drive = _training("a", "b")
+    drive = training("a", "b")
     _lose(drive, "b")
     assert drive.member("b").standing == "gone"
     drive(AgentOnline("b", "b-2"))
     assert drive.member("b").standing == "asked"
-    _finish(drive, "a")
-    _finish(drive, "b")
+    finish(drive, "a")
+    finish(drive, "b")
     assert sorted(drive.all(Aggregate)[0].updates) == ["a", "b"]
 
 
 def test_after_the_deadline_and_its_grace_nobody_is_waited_for() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "a")
+    drive = training("a", "b")
+    finish(drive, "a")
     drive(Ticked(), after_s=AFTER_DEADLINE_S - 2)
-    assert drive.state.phase == "training"
+    assert drive.phase == "training"
     drive(Ticked(), after_s=2)
     assert list(drive.all(Aggregate)[0].updates) == ["a"]
     assert "b sent no update by the deadline of 100 s" in drive.notes("gone")[0].text
 
 
 def test_an_update_on_its_way_is_waited_for_beyond_the_deadline() -> None:
-    drive = _training("a")
+    drive = training("a")
     offer = trained("a", 1)
     drive.hear("a", offer)
     drive(Ticked(), after_s=10 * AFTER_DEADLINE_S)
-    assert drive.state.phase == "training"
+    assert drive.phase == "training"
     drive(UpdateStored("a", 1, offer.update.sha256))
-    assert drive.state.phase == "aggregating"
+    assert drive.phase == "aggregating"
 
 
 def test_out_of_memory_lowers_the_cap_and_never_raises_it() -> None:
-    drive = _training("a", "b", number=4)
+    drive = training("a", "b", number=4)
     drive.hear("a", failed(1, "out-of-memory"))
     cap = drive.member("a").memory_cap_bytes
     assert cap == int(MEMORY_BACKOFF * PEAK)
     drive.hear("a", failed(1, "out-of-memory"))
     assert drive.member("a").memory_cap_bytes == cap
-    _finish(drive, "b")
+    finish(drive, "b")
     drive.aggregate()
     drive.plan()
     plan = drive.asked("a", TrainTask)[-1].plan
@@ -137,22 +115,22 @@ def test_out_of_memory_lowers_the_cap_and_never_raises_it() -> None:
 
 
 def test_an_agent_that_runs_out_of_memory_alone_is_planned_smaller_in_the_same_round() -> None:
-    drive = _training("a")
+    drive = training("a")
     drive.hear("a", failed(1, "out-of-memory"))
-    assert drive.state.phase == "planning"
+    assert drive.phase == "planning"
     assert drive.all(MakePlans)[-1].round == 1
     drive.plan()
     first, second = drive.asked("a", TrainTask)
     assert (first.attempt, second.attempt) == (0, 1)
     assert second.plan.predicted.peak_bytes < first.plan.predicted.peak_bytes
-    _finish(drive, "a")
-    assert drive.state.phase == "aggregating"
+    finish(drive, "a")
+    assert drive.phase == "aggregating"
 
 
 @pytest.mark.parametrize("report", [failed(1), Refused(run=RUN, round=1, reason="hours")])
 def test_what_an_agent_says_of_an_older_round_does_not_count_for_the_present_one(report: object) -> None:
-    drive = _training("a", "b")
-    _finish(drive, "a")
+    drive = training("a", "b")
+    finish(drive, "a")
     _lose(drive, "b")
     drive(AgentOnline("b", "b-1"))
     drive.aggregate()
@@ -167,8 +145,8 @@ def test_what_an_agent_says_of_an_older_round_does_not_count_for_the_present_one
 
 
 def test_an_update_of_an_older_round_is_declined() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "a")
+    drive = training("a", "b")
+    finish(drive, "a")
     _lose(drive, "b")
     drive(AgentOnline("b", "b-1"))
     drive.aggregate()
@@ -182,7 +160,7 @@ def test_an_update_of_an_older_round_is_declined() -> None:
 
 
 def test_the_same_update_offered_twice_is_fetched_again_and_counted_once() -> None:
-    drive = _training("a", "b")
+    drive = training("a", "b")
     offer = trained("a", 1)
     drive.hear("a", offer)
     before = drive.state
@@ -199,10 +177,10 @@ def test_the_same_update_offered_twice_is_fetched_again_and_counted_once() -> No
 
 
 def test_an_update_that_was_taken_is_never_called_not_taken() -> None:
-    drive = _training("a", number=2)
-    _finish(drive, "a")
+    drive = training("a", number=2)
+    finish(drive, "a")
     for phase in ("aggregating", "planning", "training"):
-        assert drive.state.phase == phase
+        assert drive.phase == phase
         before = drive.state
         ((_, ack),) = tasks(drive.hear("a", trained("a", 1)))
         assert isinstance(ack, Ack)
@@ -215,19 +193,19 @@ def test_an_update_that_was_taken_is_never_called_not_taken() -> None:
 
 
 def test_a_second_update_of_a_round_is_declined_once_one_is_taken() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "a")
+    drive = training("a", "b")
+    finish(drive, "a")
     other = trained("a", 1, "other")
     ((_, ack),) = tasks(drive.hear("a", other))
     assert isinstance(ack, Ack)
     assert (ack.accepted, ack.sha256) == (False, other.update.sha256)
-    _finish(drive, "b")
+    finish(drive, "b")
     assert drive.all(Aggregate)[0].updates["a"] == trained("a", 1).update.sha256
 
 
 def test_an_agent_restarted_while_its_update_is_fetched_trains_again() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "b")
+    drive = training("a", "b")
+    finish(drive, "b")
     first, second = trained("a", 1, "first"), trained("a", 1, "second")
     drive.hear("a", first)
     drive(AgentOffline("a"))
@@ -243,7 +221,7 @@ def test_an_agent_restarted_while_its_update_is_fetched_trains_again() -> None:
 
 
 def test_an_agent_restarted_after_its_update_came_need_not_train_again() -> None:
-    drive = _training("a")
+    drive = training("a")
     offer = trained("a", 1)
     drive.hear("a", offer)
     drive(AgentOnline("a", "a-2"))
@@ -252,7 +230,7 @@ def test_an_agent_restarted_after_its_update_came_need_not_train_again() -> None
 
 
 def test_an_update_that_is_rejected_leaves_the_round_to_the_others() -> None:
-    drive = _training("a", "b")
+    drive = training("a", "b")
     offer = trained("a", 1)
     drive.hear("a", offer)
     drive(UpdateRejected("a", 1, offer.update.sha256, "up.lora_A: 3 of 16 values are not finite"))
@@ -262,24 +240,24 @@ def test_an_update_that_is_rejected_leaves_the_round_to_the_others() -> None:
     ((_, again),) = tasks(drive.hear("a", offer))
     assert isinstance(again, Ack)
     assert not again.accepted
-    _finish(drive, "b")
+    finish(drive, "b")
     assert list(drive.all(Aggregate)[0].updates) == ["b"]
 
 
 def test_an_agent_that_left_with_its_update_learns_that_it_was_not_waited_for() -> None:
-    drive = _training("a", "b")
+    drive = training("a", "b")
     offer = trained("b", 1)
     drive.hear("b", offer)
     _lose(drive, "b")
-    _finish(drive, "a")
-    assert drive.state.phase == "aggregating"
+    finish(drive, "a")
+    assert drive.phase == "aggregating"
     (ack,) = drive.asked("b", Ack)
     assert (ack.accepted, ack.sha256) == (False, offer.update.sha256)
     assert "went on without it" in ack.reason
 
 
 def test_an_update_nobody_asked_for_is_declined() -> None:
-    drive = _training("a", "b", peaks={"b": 0})
+    drive = training("a", "b", peaks={"b": 0})
     assert drive.asked("b", IdleTask)[0].no_plan.reason == "too small"
     ((_, ack),) = tasks(drive.hear("b", trained("b", 1)))
     assert isinstance(ack, Ack)
@@ -293,14 +271,14 @@ def test_an_update_nobody_asked_for_is_declined() -> None:
 
 
 def test_a_round_with_too_few_updates_is_planned_again_and_then_given_up() -> None:
-    drive = _training("a", "b", min_agents=2)
+    drive = training("a", "b", min_agents=2)
     for attempt in range(1, MAX_MISSED_ROUNDS + 1):
-        _finish(drive, "a")
+        finish(drive, "a")
         drive.hear("b", failed(1, "data", "row 7 has no label"))
         if attempt < MAX_MISSED_ROUNDS:
             assert "planned again" in drive.notes("round-repeated")[-1].text
             drive.plan()
-    assert drive.state.phase == "failed"
+    assert drive.phase == "failed"
     assert "rounds.min_agents is 2, 3 times in a row" in drive.state.note
     assert "row 7 has no label" in drive.state.note
     assert not drive.all(Aggregate)
@@ -315,15 +293,15 @@ def test_too_few_plans_end_the_run_with_every_devices_reason() -> None:
     for agent in ("a", "b"):
         drive.hear(agent, scored())
     drive.plan({"b": 0})
-    assert drive.state.phase == "failed"
+    assert drive.phase == "failed"
     assert "1 agents can carry a plan, 2 are needed. b: too small" in drive.state.note
 
 
 def test_planning_waits_a_moment_for_an_agent_that_was_just_lost() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "a")
+    drive = training("a", "b")
+    finish(drive, "a")
     drive(AgentOffline("b"))
-    _finish(drive, "b")
+    finish(drive, "b")
     before = len(drive.all(MakePlans))
     drive.aggregate()
     assert len(drive.all(MakePlans)) == before
@@ -332,28 +310,28 @@ def test_planning_waits_a_moment_for_an_agent_that_was_just_lost() -> None:
 
 
 def test_planning_goes_on_without_an_agent_that_stays_away() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "a")
+    drive = training("a", "b")
+    finish(drive, "a")
     drive(AgentOffline("b"))
-    _finish(drive, "b")
+    finish(drive, "b")
     drive.aggregate()
     drive(Ticked(), after_s=OFFLINE_GRACE_S + 1)
     assert drive.all(MakePlans)[-1] == MakePlans(2, ("a",))
 
 
 def test_plans_of_another_round_are_not_taken() -> None:
-    drive = _training("a")
-    _finish(drive, "a")
+    drive = training("a")
+    finish(drive, "a")
     old = planned(drive.state, MakePlans(1, ("a",)))
     drive.aggregate()
     assert drive(old) == ()
-    assert drive.state.phase == "planning"
+    assert drive.phase == "planning"
 
 
 def test_evaluation_goes_on_without_an_agent_that_left() -> None:
-    drive = _training("a", "b", number=1)
-    _finish(drive, "a")
-    _finish(drive, "b")
+    drive = training("a", "b", number=1)
+    finish(drive, "a")
+    finish(drive, "b")
     drive.aggregate()
     assert drive.asked("b", EvaluateTask)
     drive.hear("a", evaluated(2))
@@ -366,11 +344,11 @@ def test_evaluation_goes_on_without_an_agent_that_left() -> None:
 
 
 def test_an_agent_just_lost_before_the_evaluation_is_waited_for() -> None:
-    drive = _training("a", number=1)
-    _finish(drive, "a")
+    drive = training("a", number=1)
+    finish(drive, "a")
     drive(AgentOffline("a"))
     drive.aggregate()
-    assert drive.state.phase == "evaluating"
+    assert drive.phase == "evaluating"
     ((_, task),) = tasks(drive(AgentOnline("a", "a-1")))
     assert isinstance(task, EvaluateTask)
     drive.hear("a", evaluated(2, 0.25))
@@ -379,100 +357,40 @@ def test_an_agent_just_lost_before_the_evaluation_is_waited_for() -> None:
 
 
 def test_evaluation_ends_when_its_time_is_over() -> None:
-    drive = _training("a", number=1)
-    _finish(drive, "a")
+    drive = training("a", number=1)
+    finish(drive, "a")
     drive.aggregate()
     drive(Ticked(), after_s=EVALUATION_GRACE_S + 1)
-    assert drive.state.phase == "exporting"
+    assert drive.phase == "exporting"
     assert drive.state.final_metric is None
 
 
 def test_metrics_weigh_by_examples_and_the_first_word_counts() -> None:
-    drive = _training("a", "b")
+    drive = training("a", "b")
     drive.hear("a", evaluated(1, 1.0))
     drive.hear("a", evaluated(1, 9.0))
     many = evaluated(1, 3.0).model_copy(
         update={"metrics": evaluated(1, 3.0).metrics.model_copy(update={"examples": 12})}
     )
     drive.hear("b", many)
-    _finish(drive, "a")
-    _finish(drive, "b")
+    finish(drive, "a")
+    finish(drive, "b")
     assert drive.state.initial_metric is not None
     assert drive.state.initial_metric.loss == pytest.approx((4 * 1.0 + 12 * 3.0) / 16)
 
 
 def test_only_a_share_of_the_agents_is_drawn_and_every_round_anew() -> None:
     agents = tuple("abcdef")
-    drive = _training(*agents, fraction=0.5, number=8)
+    drive = training(*agents, fraction=0.5, number=8)
     drawn = []
-    while drive.state.phase == "training":
+    while drive.phase == "training":
         (planned_for,) = {drive.all(MakePlans)[-1].agents}
         assert len(planned_for) == 3
         drawn.append(planned_for)
         for agent in planned_for:
-            _finish(drive, agent)
+            finish(drive, agent)
         drive.aggregate()
-        if drive.state.phase == "planning":
+        if drive.phase == "planning":
             drive.plan()
     assert len(set(drawn)) > 1
     assert set().union(*drawn) == set(agents)
-
-
-# --- after a restart of the coordinator -------------------------------------------------------------------------
-
-
-def test_a_restarted_coordinator_offers_the_adapter_and_takes_the_round_up() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "b")
-    drive.hear("a", trained("a", 1))
-    state, actions = resume(drive.state, 1e6)
-    adapter = drive.state.adapter
-    assert adapter is not None
-    assert actions == (BroadcastAdapter(adapter, 1),)
-    again = Drive(state, 1e6)
-    again(Ticked(), after_s=1)
-    ((_, task),) = tasks(again(AgentOnline("a", "a-1")))
-    assert isinstance(task, TrainTask)
-    assert tasks(again(AgentOnline("b", "b-1"))) == []
-    _finish(again, "a")
-    names = {agent: trained(agent, 1).update.sha256 for agent in ("a", "b")}
-    assert again.all(Aggregate) == [Aggregate(1, names)]
-    assert len(again.member("a").measurements) == 2
-
-
-def test_a_restart_while_aggregating_aggregates_the_same_updates() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "a")
-    _finish(drive, "b")
-    (asked,) = drive.all(Aggregate)
-    state, actions = resume(drive.state, 1e6)
-    assert actions == (asked,)
-    again = Drive(state, 1e6, list(actions))
-    again.aggregate()
-    assert not again.all(MakePlans)
-    again(AgentOnline("a", "a-1"))
-    assert not again.all(MakePlans)
-    again(AgentOnline("b", "b-1"))
-    assert again.all(MakePlans) == [MakePlans(2, ("a", "b"))]
-
-
-def test_a_restart_while_planning_waits_for_all_that_were_there() -> None:
-    drive = _training("a", "b")
-    _finish(drive, "a")
-    _finish(drive, "b")
-    drive.aggregate()
-    state, _ = resume(drive.state, 1e6)
-    again = Drive(state, 1e6)
-    again(AgentOnline("b", "b-1"), after_s=1)
-    again(AgentOnline("a", "a-1"), after_s=1)
-    assert again.all(MakePlans) == [MakePlans(2, ("a", "b"))]
-
-
-def test_what_was_aggregated_is_named_by_its_updates() -> None:
-    drive = _training("a")
-    _finish(drive, "a")
-    start = drive.state.adapter
-    drive.aggregate()
-    assert start is not None
-    updates = [("a", trained("a", 1).update.sha256)]
-    assert drive.state.adapter == ref(name_of("adapter", start.sha256, updates))

@@ -34,7 +34,7 @@ def _scored(*agents: str, **settings: object) -> Drive:
         drive.hear(agent, survey())
     for agent in agents:
         drive.hear(agent, scored())
-    assert drive.state.phase == "planning"
+    assert drive.phase == "planning"
     return drive
 
 
@@ -44,7 +44,7 @@ def test_a_run_goes_from_survey_to_export() -> None:
     assert drive.asked("a", SurveyTask)
     assert drive.asked("b", SurveyTask)
     drive.hear("a", survey())
-    assert drive.state.phase == "surveying"
+    assert drive.phase == "surveying"
     drive.hear("b", survey())
     assert drive.asked("a", ScoreTask)[0].labels == LABELS
     drive.hear("a", scored())
@@ -66,7 +66,7 @@ def test_a_run_goes_from_survey_to_export() -> None:
         assert drive.asked(agent, EvaluateTask)[0].round == 3
         drive.hear(agent, evaluated(3, loss=0.5))
     drive.export()
-    assert drive.state.phase == "done"
+    assert drive.phase == "done"
     assert (drive.state.initial_metric, drive.state.final_metric) != (None, None)
     assert drive.state.initial_metric is not None
     assert drive.state.initial_metric.loss == 2.0
@@ -106,7 +106,7 @@ def test_one_label_is_no_classification() -> None:
     drive = Drive(begin())
     _online(drive, "a")
     drive.hear("a", survey(labels=("east",)))
-    assert drive.state.phase == "failed"
+    assert drive.phase == "failed"
     assert "the silos have 1" in drive.state.note
 
 
@@ -115,7 +115,7 @@ def test_more_labels_than_a_task_may_name_fail_the_run_in_words() -> None:
     _online(drive, "a", "b")
     drive.hear("a", survey(labels=[f"a{n}" for n in range(6000)]))
     drive.hear("b", survey(labels=[f"b{n}" for n in range(6000)]))
-    assert drive.state.phase == "failed"
+    assert drive.phase == "failed"
     assert "12000" in drive.state.note
 
 
@@ -149,7 +149,7 @@ def test_too_few_agents_of_one_base_fail_the_run_at_once() -> None:
     _online(drive, "a", "b")
     drive.hear("a", survey(fingerprint="1"))
     drive.hear("b", survey(fingerprint="2"))
-    assert drive.state.phase == "failed"
+    assert drive.phase == "failed"
     assert "1 agents are ready and rounds.min_agents is 2" in drive.state.note
     assert "another base model" in drive.state.note
 
@@ -159,9 +159,9 @@ def test_too_few_agents_fail_the_run_after_the_wait() -> None:
     _online(drive, "a")
     drive.hear("a", survey())
     drive(Ticked(), after_s=49)
-    assert drive.state.phase == "surveying"
+    assert drive.phase == "surveying"
     drive(Ticked(), after_s=2)
-    assert drive.state.phase == "failed"
+    assert drive.phase == "failed"
     assert "lower min_agents" in drive.state.note
 
 
@@ -170,7 +170,7 @@ def test_an_agent_that_never_answers_the_survey_is_not_waited_for_again() -> Non
     _online(drive, "a", "b")
     drive.hear("a", survey())
     drive(Ticked(), after_s=51)
-    assert drive.state.phase == "scoring"
+    assert drive.phase == "scoring"
     drive.hear("a", scored())
     assert drive.all(MakePlans) == [MakePlans(1, ("a",))]
 
@@ -255,7 +255,7 @@ def test_an_agent_that_refuses_the_survey_is_left_out() -> None:
     _online(drive, "a", "b")
     drive.hear("a", Refused(run=RUN, round=0, reason="no dataset 'words' here"))
     drive.hear("b", survey())
-    assert drive.state.phase == "scoring"
+    assert drive.phase == "scoring"
     drive.hear("b", scored())
     drive.plan()
     assert drive.member("a").note == "no dataset 'words' here"
@@ -265,7 +265,7 @@ def test_an_agent_that_refuses_the_survey_is_left_out() -> None:
 def test_stop_ends_the_run_and_tells_everybody() -> None:
     drive = _scored("a", "b")
     drive(StopAsked())
-    assert drive.state.phase == "stopped"
+    assert drive.phase == "stopped"
     assert {agent for agent, task in tasks(drive.actions) if isinstance(task, EndTask)} == {"a", "b"}
     before = drive.state
     assert drive.plan() == ()
@@ -299,7 +299,7 @@ def test_a_run_that_ends_early_still_records_its_last_round() -> None:
 def test_an_export_that_nobody_waits_for_changes_nothing() -> None:
     drive = _scored("a")
     assert drive(Exported({})) == ()
-    assert drive.state.phase == "planning"
+    assert drive.phase == "planning"
 
 
 def test_all_agents_gone_before_the_first_plan_fails_with_the_missing_agents() -> None:
@@ -308,7 +308,7 @@ def test_all_agents_gone_before_the_first_plan_fails_with_the_missing_agents() -
     drive(AgentOffline("a"))
     for _ in range(40):
         drive(Ticked(), after_s=10)
-    assert drive.state.phase == "failed"
+    assert drive.phase == "failed"
     assert "0 agents are online" in drive.state.note
     assert "a is offline" in " ".join(note.text for note in drive.notes("gone"))
 
@@ -317,14 +317,14 @@ def test_patience_ends_a_run_that_no_longer_improves() -> None:
     drive = _scored("a", number=50, patience=2)
     losses = [3.0, 2.0, 2.5, 2.5, 2.5, 2.5]
     for round_, loss in enumerate(losses, start=1):
-        if drive.state.phase == "evaluating":
+        if drive.phase == "evaluating":
             break
         drive.plan()
         drive.hear("a", evaluated(round_, loss))
         drive.hear("a", trained("a", round_))
         drive(UpdateStored("a", round_, trained("a", round_).update.sha256))
         drive.aggregate()
-    assert drive.state.phase == "evaluating"
+    assert drive.phase == "evaluating"
     assert drive.state.round == 4
     assert "no better loss than 2.0000 for 2 rounds" in drive.notes("stopped-early")[0].text
     drive.hear("a", evaluated(5, 2.4))

@@ -47,7 +47,10 @@ def _record(agent: str = "a", note: str = "") -> dict[str, Any]:
         "deadline_s": 100.0,
         "metric": {"loss": 0.51234, "examples": 4},
         "truncation_tail": 0.01,
-        "agents": [{"agent": agent, "status": "accepted", "note": note} | figures, {"agent": "b", "status": "idle", "note": note}],
+        "agents": [
+            {"agent": agent, "status": "accepted", "note": note} | figures,
+            {"agent": "b", "status": "idle", "note": note},
+        ],
     }
 
 

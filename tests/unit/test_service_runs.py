@@ -1,0 +1,168 @@
+"""Runs one after the other: the service on a broker in memory, driven by one thread, without heavy work."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import pytest
+from run_support import device, job
+
+from fedpipe_coordinator.control import ControlRequest
+from fedpipe_coordinator.exchange import Exchange
+from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.operations import handle
+from fedpipe_coordinator.service import Service
+from fedpipe_coordinator.store import SqliteStore
+from fedpipe_wire import envelope
+from fedpipe_wire.blob_files import BlobStore
+from fedpipe_wire.memory import MemoryBroker, MemoryTransport
+from fedpipe_wire.messages import AGENT_CHANNELS, SCHEMA_VERSION, AgentMessage, Presence, Profile, encode
+from fedpipe_wire.topics import Topics
+from fedpipe_wire.transport import Received
+
+TOPICS = Topics("tests")
+
+
+class Office:
+    """A coordinator and its broker; restarting it keeps only what is on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.broker = folder, MemoryBroker()
+        self.agent = MemoryTransport(self.broker, "agent")
+        self.agent.subscribe("fedpipe/tests/agents/a/down/#")
+        self.agent.start()
+        self.counter = 0
+        self.said: list[str] = []
+        self.start()
+
+    def start(self) -> None:
+        self.store = SqliteStore(self.folder / "store.db")
+        self.blobs = BlobStore(self.folder / "blobs", reserve_bytes=0)
+        transport = MemoryTransport(self.broker, "coordinator")
+        exchange = Exchange(transport, TOPICS, self.blobs, self.store.next_counter, self.said.append)
+        self.service = Service(Home(self.folder), "tests", self.store, self.blobs, exchange, self.said.append)
+        exchange.start()
+        self.service._start_next(resumed=True)
+        self.pump()
+
+    def stop(self) -> None:
+        self.service.close()
+        self.store.close()
+
+    def pump(self) -> None:
+        """Handle what has come."""
+        while True:
+            try:
+                event = self.service._queue.get_nowait()
+            except Empty:
+                return
+            self.service._handle(event)
+
+    def say(self, message: AgentMessage) -> None:
+        self.counter += 1
+        outside = envelope.Envelope(SCHEMA_VERSION, f"m{self.counter}", self.counter)
+        topic = TOPICS.up("a", AGENT_CHANNELS[type(message)])
+        self.agent.publish(topic, encode(message), retain=True, properties=outside.properties())
+        self.pump()
+
+    def told(self) -> list[tuple[str, str]]:
+        """What the agent was told since the last call: type and run."""
+        found = []
+        while not self.agent.events.empty():
+            event = self.agent.events.get_nowait()
+            if isinstance(event, Received):
+                message = json.loads(event.payload)
+                found.append((message["type"], message["run"]))
+        return found
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        question = ControlRequest(request)
+        handle(self.service, question)
+        answer = question.replies.get_nowait()
+        assert answer is not None
+        return answer
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    office = Office(tmp_path)
+    office.say(Profile(profile=device("a")))
+    office.say(Presence(state="online", session="1"))
+    assert office.told() == []
+    yield office
+    office.stop()
+
+
+def test_a_second_run_waits_for_the_first(office: Office) -> None:
+    first = office.service.submit(job(), None)
+    second = office.service.submit(job(), None)
+    assert office.told() == [("survey-task", first)]
+    office.ask(op="stop", run=first)
+    assert office.told() == [("end-task", first), ("survey-task", second)]
+    assert [(run["run"], run["phase"]) for run in office.ask(op="status")["runs"]] == [
+        (second, "surveying"),
+        (first, "stopped"),
+    ]
+
+
+def test_stopping_a_run_that_waits_leaves_the_one_at_work_its_blobs(office: Office) -> None:
+    first = office.service.submit(job(), None)
+    second = office.service.submit(job(), None)
+    adapter = office.blobs.add_bytes(b"the adapter of the first run")
+    office.service.runs[first] = office.service.runs[first].model_copy(update={"adapter": adapter})
+    left = office.blobs.add_bytes(b"left by a run before")
+    office.ask(op="stop", run=second)
+    assert office.blobs.has(adapter.sha256)
+    assert not office.blobs.has(left.sha256)
+    assert office.service.runs[first].open
+    assert office.told() == [("survey-task", first)]
+
+
+def test_runs_are_taken_up_in_their_order_after_a_restart(office: Office) -> None:
+    first = office.service.submit(job(), None)
+    second = office.service.submit(job(), None)
+    office.told()
+    office.stop()
+    office.start()
+    assert office.told() == [("survey-task", first)]
+    office.ask(op="stop", run=first)
+    assert office.told() == [("end-task", first), ("survey-task", second)]
+
+
+def test_an_agent_that_connects_anew_is_asked_again(office: Office) -> None:
+    run = office.service.submit(job(), None)
+    office.told()
+    office.say(Presence(state="online", session="1"))
+    assert office.told() == [("survey-task", run)]
+
+
+def test_a_profile_under_another_agents_name_is_not_taken(office: Office) -> None:
+    office.say(Profile(profile=device("b")))
+    assert set(office.store.profiles()) == {"a"}
+    assert any("'b'" in line for line in office.said)
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"op": "stop", "run": "none"}, "no run 'none'"),
+        ({"op": "watch", "run": "none"}, "no run 'none'"),
+        ({"op": "run", "job": {"job": 3}}, "the job is not valid"),
+        ({"op": "dance"}, "unknown request 'dance'"),
+        ({}, "unknown request None"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_answered_in_words(office: Office, request_: dict[str, Any], said: str) -> None:
+    assert said in office.ask(**request_)["error"]
+
+
+def test_a_run_is_stopped_once(office: Office) -> None:
+    run = office.ask(op="run", job=job().model_dump(mode="json"))["run"]
+    assert office.ask(op="stop", run=run) == {"run": run}
+    assert "over already: stopped" in office.ask(op="stop", run=run)["error"]
+    assert office.ask(op="agents")["agents"]["a"]["online"]
+    summary = json.loads((office.folder / "runs" / run / "summary.json").read_text())
+    assert summary["phase"] == "stopped"
+    assert (office.folder / "runs" / run / "report.html").exists()

@@ -1,0 +1,84 @@
+"""The agent's folder: one agent at a time, and numbers that never come again."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedpipe_agent.state_folder import COUNTER_BLOCK, InUseError, StateFolder, StateFolderError
+
+_HOLD = """
+import sys
+from pathlib import Path
+from fedpipe_agent.state_folder import StateFolder
+with StateFolder(Path(sys.argv[1])) as folder:
+    print(folder.next_counter(), flush=True)
+    sys.stdin.read()
+"""
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_the_folder_is_made_for_its_owner_only(tmp_path: Path) -> None:
+    with StateFolder(tmp_path / "deep" / "state") as folder:
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+        assert folder.blobs.parent == folder.path
+
+
+def test_a_second_agent_is_kept_out_until_the_first_is_gone_however_it_went(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    child = subprocess.Popen([sys.executable, "-c", _HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout.readline() == b"1\n"
+    before = _open_files()
+    with pytest.raises(InUseError, match="another agent works in"), StateFolder(path):
+        pass
+    assert _open_files() == before
+    child.kill()
+    child.wait()
+    child.stdin.close()
+    child.stdout.close()
+    with StateFolder(path) as folder:
+        assert folder.next_counter() == COUNTER_BLOCK + 1
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(uses=st.lists(st.integers(0, 2 * COUNTER_BLOCK + 1), max_size=4))
+def test_no_number_comes_again_after_a_restart(tmp_path_factory: pytest.TempPathFactory, uses: list[int]) -> None:
+    path = tmp_path_factory.mktemp("agent") / "state"
+    numbers: list[int] = []
+    for count in uses:
+        with StateFolder(path) as folder:
+            numbers += [folder.next_counter() for _ in range(count)]
+    assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.parametrize("text", ["", "seven", "\x00\x00"])
+def test_a_damaged_counter_is_no_reason_to_begin_again_at_one(tmp_path: Path, text: str) -> None:
+    with StateFolder(tmp_path) as folder:
+        (tmp_path / "counter").write_text(text)
+        with pytest.raises(StateFolderError, match="does not hold a number"):
+            folder.next_counter()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(StateFolderError, match="cannot be used: Not a directory"),
+        StateFolder(tmp_path / "file" / "state"),
+    ):
+        pass
+
+
+def test_a_full_disk_is_said_when_numbers_are_reserved(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as folder:
+        (tmp_path / "counter.tmp").symlink_to("/dev/full")
+        with pytest.raises(StateFolderError, match="No space left on device"):
+            folder.next_counter()

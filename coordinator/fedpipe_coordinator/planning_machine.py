@@ -37,7 +37,8 @@ def wait_for_agents(work: Step) -> None:
     elif work.now - state.phase_began > state.job.rounds.wait_s:
         work.fail(
             f"round {state.round} cannot begin: {len(ready)} agents are online, "
-            f"rounds.min_agents is {state.job.rounds.min_agents}. Start the missing agents and run the job again"
+            f"rounds.min_agents is {state.job.rounds.min_agents}. Start the missing agents and run the job again",
+            nobody_came=True,
         )
 
 

@@ -109,6 +109,7 @@ class RunFolder:
             "seed": state.job.job.seed,
             "phase": state.phase,
             "note": state.note,
+            "failure": state.failure,
             "labels": list(state.labels),
             "initial_metric": metrics_data(state.initial_metric) or None,
             "final_metric": metrics_data(state.final_metric) or None,

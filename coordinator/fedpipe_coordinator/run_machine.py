@@ -147,7 +147,7 @@ def _finish_surveying(work: Step) -> None:
         # `wait_s` is for agents to come: where enough came and too few can work, waiting would help nobody.
         unfit = sum(member.standing in ("refused", "failed") for member in state.members.values())
         if late or (not waiting and len(answered) + unfit >= state.job.rounds.min_agents):
-            work.fail(_too_few(work, len(answered)))
+            work.fail(_too_few(work, len(answered)), nobody_came=not work.reported())
         return
     if waiting and not late:
         return

@@ -127,6 +127,7 @@ class RunState(Value):
     final_metric: Metrics | None = None
     folder: str | None = None
     note: str = ""
+    failure: Literal["", "failed", "not-enough-agents"] = ""
 
     @property
     def open(self) -> bool:

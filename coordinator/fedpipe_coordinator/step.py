@@ -57,9 +57,9 @@ class Step:
         for member in self.members():
             self.do(Send(member.name, EndTask(run=self.state.run, reason=reason[:1000])))
 
-    def fail(self, reason: str) -> None:
-        """End the run with a reason."""
-        self.update(note=reason)
+    def fail(self, reason: str, *, nobody_came: bool = False) -> None:
+        """End the run with a reason; `nobody_came`: only for want of agents, which the exit code then tells."""
+        self.update(note=reason, failure="not-enough-agents" if nobody_came else "failed")
         self.close("failed", "run-failed", reason, f"the run failed: {reason}")
 
     def close(self, phase: Phase, kind: str, text: str, farewell: str) -> None:

@@ -32,5 +32,7 @@ def watch_run(home: Home, name: str, folder: Path | None = None) -> dict[str, An
             ExitCode.COORDINATOR_NOT_RUNNING,
         )
     if summary["phase"] != "done":
-        raise CliError(f"run {name} {summary['phase']}: {summary['note']}", ExitCode.RUN_FAILED)
+        few = summary.get("failure") == "not-enough-agents"
+        code = ExitCode.NOT_ENOUGH_AGENTS if few else ExitCode.RUN_FAILED
+        raise CliError(f"run {name} {summary['phase']}: {summary['note']}", code)
     return summary

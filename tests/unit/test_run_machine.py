@@ -163,6 +163,16 @@ def test_too_few_agents_fail_the_run_after_the_wait() -> None:
     drive(Ticked(), after_s=2)
     assert drive.phase == "failed"
     assert "lower min_agents" in drive.state.note
+    assert drive.state.failure == "not-enough-agents"
+
+
+def test_agents_that_came_and_could_not_work_are_another_failure_than_none_that_came() -> None:
+    drive = Drive(begin(min_agents=1, wait_s=50.0))
+    _online(drive, "a")
+    drive.hear("a", failed(0, "data", "no such field"))
+    drive(Ticked(), after_s=51)
+    assert drive.phase == "failed"
+    assert drive.state.failure == "failed"
 
 
 def test_an_agent_that_never_answers_the_survey_is_not_waited_for_again() -> None:

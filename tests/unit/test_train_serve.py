@@ -108,6 +108,12 @@ def test_every_failure_is_a_reply_and_the_next_request_works(
     assert type(failure).__name__ in captured.err
 
 
+def test_where_the_owner_keeps_a_model_stays_in_the_silo() -> None:
+    mapped = OPEN.model_copy(update={"model": "/srv/private/base"})
+    said = run([line(mapped), SURVEY], Fake([ModelError("/srv/private/base holds no weights")]))
+    assert [reply.message for reply in said if isinstance(reply, ErrorReply)] == ["the model's folder holds no weights"]
+
+
 def test_out_of_memory_says_the_peak() -> None:
     said = run([line(OPEN), SURVEY, SURVEY], Fake([MemoryExceededError("too much", 55), MemoryError("malloc")]))
     peaks = [(reply.kind, reply.peak_bytes) for reply in said if isinstance(reply, ErrorReply)]

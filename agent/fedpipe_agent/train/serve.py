@@ -95,6 +95,7 @@ def open_work(request: OpenRequest, say: Say) -> Work:
 def serve(lines: Iterable[bytes], say: Say, open_: Callable[[OpenRequest, Say], Work] = open_work) -> None:
     """Answer requests until there are no more."""
     work: Work | None = None
+    private = ""
     for line in lines:
         try:
             request = REQUESTS.validate_json(line)
@@ -103,13 +104,15 @@ def serve(lines: Iterable[bytes], say: Say, open_: Callable[[OpenRequest, Say], 
             continue
         try:
             if isinstance(request, OpenRequest):
+                # where the owner keeps a model is his own business; what the job says, its owner knows
+                private = request.model if request.model != request.terms.model else ""
                 work = None  # a run that was open before must be gone before the next is measured
                 work = open_(request, say)
             else:
                 _answer(work, request)
         except Exception as error:  # noqa: BLE001 - whatever happens, the daemon gets an answer
             traceback.print_exc(file=sys.stderr)
-            reply = error_reply(error, work)
+            reply = without(error_reply(error, work), private)
             error.__traceback__ = None  # its frames hold the tensors of the failed request
             if work is not None:
                 work.after_error(error)
@@ -147,6 +150,13 @@ def error_reply(error: Exception, work: Work | None) -> ErrorReply:
     return ErrorReply(
         kind="internal", message=f"{type(error).__name__} {_where(error)}: trainer.log on this agent has all"
     )
+
+
+def without(reply: ErrorReply, private: str) -> ErrorReply:
+    """The reply with a private place left out of its message."""
+    if not private:
+        return reply
+    return reply.model_copy(update={"message": reply.message.replace(private, "the model's folder")})
 
 
 def _where(error: Exception) -> str:

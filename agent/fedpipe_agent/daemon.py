@@ -18,7 +18,7 @@ from fedpipe_agent.checks import Setup
 from fedpipe_agent.link_probe import LinkProbe
 from fedpipe_agent.machine import step
 from fedpipe_agent.state import AgentState
-from fedpipe_agent.state_folder import StateFolder
+from fedpipe_agent.state_folder import StateFolder, StateFolderError
 from fedpipe_agent.trainer_process import TrainerProcess
 from fedpipe_agent.trainer_protocol import OpenRequest, Request
 from fedpipe_profiles.device import DeviceProfile
@@ -181,6 +181,9 @@ class Daemon:
             case Connected(resumed):
                 self._log("connected to the broker")
                 self._say_presence("online")
+                if self._profile_sent and not resumed:
+                    # a broker without what it had has lost the retained profile too
+                    self._say(Profile(profile=self._state.setup.profile))
                 unsaid, self._unsaid = self._unsaid, []
                 for message in unsaid:
                     self._say(message)
@@ -253,7 +256,10 @@ class Daemon:
             case ev.Ask(request):
                 self._ask(request)
             case ev.ShelveUpdate(path):
-                ref = self._blobs.add_file(path, move=True)
+                try:
+                    ref = self._blobs.add_file(path, move=True)
+                except BlobError as error:
+                    raise StateFolderError(f"the update cannot be kept in {self._folder.path}: {error}") from error
                 self._sender.offer(ref)
                 self._apply(ev.UpdateShelved(ref))
             case ev.DropUpdate(sha256):
@@ -285,12 +291,18 @@ class Daemon:
             if self._trainer is not None:
                 self._trainer.end()
             self._trainer_number += 1
-            self._trainer = TrainerProcess(
-                self._folder.trainer_log,
-                request.threads,
-                request.memory_limit_bytes,
-                partial(self._post_from_trainer, self._trainer_number),
-            )
+            try:
+                self._trainer = TrainerProcess(
+                    self._folder.trainer_log,
+                    request.threads,
+                    request.memory_limit_bytes,
+                    partial(self._post_from_trainer, self._trainer_number),
+                )
+            except OSError as error:
+                raise StateFolderError(
+                    f"no trainer can be started with its log in {self._folder.path}: {error.strerror}. "
+                    "Free space or memory, or make the folder writable"
+                ) from error
         if self._trainer is not None:
             self._trainer.ask(request)
 

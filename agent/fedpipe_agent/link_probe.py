@@ -16,6 +16,7 @@ BURST_CHUNKS = 4
 MAX_BURST_CHUNKS = 32
 MIN_BURST_ROUND_TRIPS = 4.0
 """A burst that takes fewer round trips mostly waits for its acknowledgement; the next one is twice as long."""
+LENT_BURST_S = 0.5
 SMALL_COUNT = 5
 BURST_COUNT = 4
 
@@ -29,7 +30,12 @@ class LinkProbe:
         self._rtts: list[float] = []
         self._bursts: list[tuple[int, float]] = []
         self._open: set[int] = set()
-        self._chunks = BURST_CHUNKS
+        # where the owner lends a part of the line, no burst is worth more than half a second of it
+        allowed = MAX_BURST_CHUNKS
+        if uplink_limit_bps is not None:
+            allowed = max(1, min(allowed, int(uplink_limit_bps * LENT_BURST_S / 8 / BURST_CHUNK_BYTES)))
+        self._most_chunks = allowed
+        self._chunks = min(BURST_CHUNKS, allowed)
         self._began = 0.0
         self._next_at = 0.0
         self.link: Link | None = None
@@ -61,7 +67,7 @@ class LinkProbe:
         if self._limit_bps is not None:
             self._next_at = self._began + size * 8 / self._limit_bps
         if seconds < MIN_BURST_ROUND_TRIPS * statistics.median(self._rtts):
-            self._chunks = min(2 * self._chunks, MAX_BURST_CHUNKS)
+            self._chunks = min(2 * self._chunks, self._most_chunks)
         if len(self._bursts) == BURST_COUNT:
             self.link = link_from_samples(self._bursts, self._rtts, uplink_limit_bps=self._limit_bps)
 

@@ -114,11 +114,12 @@ def ended(state: AgentState, returncode: int, last_words: str) -> Outcome:
     message = (
         "the trainer was killed, most likely for memory: lower [limits] memory_mib or free memory on this machine"
         if killed
-        else f"the trainer ended unexpectedly with status {returncode}: {last_words[-500:]}"
+        else f"the trainer ended unexpectedly with status {returncode}: trainer.log on this agent has all"
     )
     kind = "out-of-memory" if killed else "internal"
     failed = Failed(run=task.run, round=task_round(task), kind=kind, message=message)
-    return remember(state, task, failed), (Say(failed), Log(message))
+    # what it wrote last may quote an example: it is for the owner alone
+    return remember(state, task, failed), (Say(failed), Log(f"{message}. Its last words: {last_words}"))
 
 
 def ticked(state: AgentState, now: float) -> Outcome:

@@ -3,6 +3,7 @@
 from fedpipe_coordinator.broker import BrokerError
 from fedpipe_coordinator.control import AlreadyRunningError, ControlError
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.records import RecordError
 from fedpipe_coordinator.store import StoreError
 from fedpipe_data.errors import DataError
 from fedpipe_profiles.settings_file import SettingsError
@@ -25,6 +26,7 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (TransportError, ExitCode.BROKER_UNREACHABLE),
     (AlreadyRunningError, ExitCode.ALREADY_RUNNING),
     (ControlError, ExitCode.COORDINATOR_NOT_RUNNING),
+    (RecordError, ExitCode.STORE_UNUSABLE),
     (StoreError, ExitCode.STORE_UNUSABLE),
     (DataError, ExitCode.DATA_UNUSABLE),
 )

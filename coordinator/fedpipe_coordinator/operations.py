@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from fedpipe_coordinator.config import Job
 from fedpipe_coordinator.control import ControlRequest
 from fedpipe_coordinator.metrics import metrics_data
+from fedpipe_coordinator.records import RecordError
 from fedpipe_coordinator.run_state import RunState
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ def _run(service: "Service", data: dict[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         return {"error": f"the job is not valid: {error}"}
     folder = data.get("folder")
-    return {"run": service.submit(job, str(folder) if folder else None)}
+    try:
+        return {"run": service.submit(job, str(folder) if folder else None)}
+    except RecordError as error:
+        return {"error": str(error)}
 
 
 def _watch(service: "Service", request: ControlRequest) -> None:

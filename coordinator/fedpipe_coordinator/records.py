@@ -3,8 +3,10 @@
 Owns the schema of these files. What they say is taken from the run's state; nothing is decided here.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,12 +64,45 @@ def round_record(result: RoundResult, metric: Metrics | None, shape: ModelShape,
     }
 
 
+class RecordError(Exception):
+    """A run's folder cannot be used; the message says why and what to do."""
+
+
 class RunFolder:
-    """Writes a run's files. Every line is on disk when its method returns."""
+    """Writes a run's files. Every line is on disk when its method returns.
+
+    Raises:
+        RecordError: from every method that writes, if the disk does not take it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+
+    def claim(self) -> None:
+        """Make the folder for a new run.
+
+        Raises:
+            RecordError: if it cannot be written, or holds a run already.
+        """
+        mine = ("summary.json", "rounds.jsonl", "audit.jsonl", "report.html", "adapter", "merged")
+        taken = [name for name in mine if (self.path / name).exists()]
+        if taken:
+            raise RecordError(f"{self.path} holds a run already ({taken[0]}): name another folder")
+        with _naming(self.path):
+            probe = self.path / ".claim"
+            probe.touch()
+            probe.unlink()
+
+    def exports(self) -> dict[str, str]:
+        """What was exported into this folder."""
+        return {path.name: str(path) for path in (self.adapter, self.merged) if path.is_dir()}
+
+    def phase(self) -> str | None:
+        """The phase that the summary tells; None where there is no folder any more."""
+        if not self.path.is_dir():
+            return None
+        path = self.path / "summary.json"
+        return str(json.loads(path.read_text()).get("phase")) if path.exists() else ""
 
     @property
     def adapter(self) -> Path:
@@ -117,11 +152,12 @@ class RunFolder:
             "settings": state.job.model_dump(mode="json"),
             "rounds": self.rounds(),
         }
-        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        with _naming(self.path):
+            write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
     def _append(self, name: str, value: dict[str, Any]) -> None:
-        with (self.path / name).open("a+b") as file:
+        with _naming(self.path), (self.path / name).open("a+b") as file:
             file.truncate(_whole_bytes(file))
             file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
             file.flush()
@@ -147,6 +183,19 @@ def _whole_bytes(file: BinaryIO) -> int:
             return begin + found + 1
         end = begin
     return 0
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Make the folder where it is not there, and say which one it is that cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise RecordError(
+            f"the run's folder {path} cannot be written: {error.strerror or error}. Free space, make it writable "
+            "for the coordinator's user, or name another folder"
+        ) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -89,7 +89,6 @@ class Service:
         self._log = log
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="work")
         self._stopping = False
-        self._exports: dict[str, dict[str, str]] = {}
         self.runs: dict[str, RunState] = {state.run: state for state in store.runs()}
         self._active: str | None = None
 
@@ -112,6 +111,7 @@ class Service:
             TransportError: if the broker refuses this coordinator for good.
         """
         self._exchange.start()
+        self._finish_what_ended()
         self._start_next(resumed=True)
         next_tick = time.monotonic() + TICK_S
         while not self._stopping:
@@ -120,11 +120,18 @@ class Service:
                 self._tick(now)
                 next_tick = now + TICK_S
             wake = min(next_tick, self._exchange.tick(now))
+            self._settle_transfers()
             try:
                 event = self._queue.get(timeout=max(0.0, wake - time.monotonic()))
             except Empty:
                 continue
             self._handle(event)
+
+    def _finish_what_ended(self) -> None:
+        """Write the summaries of runs whose end was stored and not told: a kill came between the two."""
+        for state in list(self.runs.values()):
+            if not state.open and self._folder(state).phase() not in (None, state.phase):
+                self._ended(state)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -151,6 +158,10 @@ class Service:
                     raise TransportError(reason)
             case Posted(item):
                 self._posted(item)
+        self._settle_transfers()
+
+    def _settle_transfers(self) -> None:
+        """Act on what transfers came to, by a packet or by time alone."""
         for done in self._exchange.finished():
             self._transfer_done(done.agent, done.sha256, done.path, done.reason)
 
@@ -208,10 +219,17 @@ class Service:
 
     def _become(self, before: RunState, after: RunState, actions: tuple[RunAction, ...]) -> None:
         self.runs[after.run] = after
+        # A round is recorded before the state that no longer holds it is stored; twice is once.
+        for action in actions:
+            if isinstance(action, SaveRound):
+                self._act(after, action)
         if after != before:
             self._store.save_run(after)
         for action in actions:
-            self._act(after, action)
+            if not isinstance(action, SaveRound):
+                self._act(after, action)
+        if (before.phase, after.phase) == ("planning", "training"):
+            self._exchange.forget_all(self._needed_blobs())
         if before.open and not after.open:
             self._ended(after)
 
@@ -259,8 +277,6 @@ class Service:
                 event = job()
             except Exception as error:  # noqa: BLE001  # a worker's failure ends the run with its reason, not the service
                 event = WorkFailed(name, f"{error}" or type(error).__name__)
-            if isinstance(event, Exported):
-                self._exports[state.run] = event.paths
             self.post(WorkDone(state.run, event))
 
         self._pool.submit(do)
@@ -308,10 +324,15 @@ class Service:
     # --- runs ---------------------------------------------------------------------------------------------------
 
     def submit(self, job: Job, folder: str | None) -> str:
-        """Take a job; it starts at once, or when the runs before it are over."""
+        """Take a job; it starts at once, or when the runs before it are over.
+
+        Raises:
+            RecordError: if the run's folder cannot be written, or holds another run.
+        """
         run = make_run_id(job.job.name, datetime.now(UTC), secrets.token_bytes(2))
         now = time.monotonic()
         state = RunState(run=run, job=job, phase="surveying", members={}, phase_began=now, began=now, folder=folder)
+        self._folder(state).claim()
         self.runs[run] = state
         self._store.save_run(state)
         self._note(state, Note("run-began", f"job {job.job.name}: {job.job.model} on {job.data.dataset}"))
@@ -339,7 +360,7 @@ class Service:
 
     def _ended(self, state: RunState) -> None:
         folder = self._folder(state)
-        summary = folder.write_summary(state, self._exports.get(state.run, {}))
+        summary = folder.write_summary(state, folder.exports())
         write_report(folder.path / "report.html", summary, folder.path / "audit.jsonl")
         self._exchange.forget_all(self._needed_blobs())
         self.watchers.end(state.run)

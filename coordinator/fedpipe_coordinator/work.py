@@ -6,6 +6,7 @@ thread, so that the session with the broker never waits for a solver.
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -157,6 +158,8 @@ def export(state: RunState, blobs: BlobStore, folder: RunFolder) -> Exported:
     )
     paths = {"adapter": str(folder.adapter)}
     if state.job.export.merged:
+        # of an attempt that was cut short: the folder is this run's own
+        shutil.rmtree(folder.merged, ignore_errors=True)
         merge(folder.adapter, state.job.job.model, state.job.job.task, folder.merged)
         paths["merged"] = str(folder.merged)
     return Exported(paths)

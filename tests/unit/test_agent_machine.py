@@ -273,6 +273,7 @@ def test_a_trainer_that_dies_at_work_is_a_failure_and_the_next_task_starts_anoth
     (failed,) = said(agent(TrainerEnded(code, "last words")))
     assert isinstance(failed, Failed)
     assert failed.kind == kind
+    assert "last words" not in failed.message  # they may quote an example
     assert asked(agent.task(train_task(2))) == ["open"]
 
 

@@ -1,5 +1,6 @@
 """job.toml and federation.toml: the documented examples, defaults, and checks across keys."""
 
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -52,7 +53,8 @@ def test_the_documented_defaults_are_the_real_ones(tmp_path: Path) -> None:
     for section in (job.job, job.data, job.rounds, job.train):
         for key, value in section.model_dump(mode="json").items():
             if documented[key] != "required" and value is not None:
-                assert documented[key].strip('"') in (str(value), f"{value:g}" if isinstance(value, float) else "")
+                told = json.dumps(value) if isinstance(value, bool) else str(value)
+                assert documented[key].strip('"') in (told, f"{value:g}" if isinstance(value, float) else "")
     assert job.adapter.rank_ladder == (4, 8, 16, 32)
     assert (job.adapter.global_rank, job.adapter.scale) == (32, 1.0)
 

@@ -10,7 +10,7 @@ import pytest
 from run_support import device, job
 
 from fedpipe_coordinator.control import ControlRequest
-from fedpipe_coordinator.exchange import Exchange
+from fedpipe_coordinator.exchange import Exchange, TransferDone
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.operations import handle
 from fedpipe_coordinator.service import Service
@@ -166,3 +166,47 @@ def test_a_run_is_stopped_once(office: Office) -> None:
     summary = json.loads((office.folder / "runs" / run / "summary.json").read_text())
     assert summary["phase"] == "stopped"
     assert (office.folder / "runs" / run / "report.html").exists()
+
+
+def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_run_is(office: Office, tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("")
+    answer = office.ask(op="run", job=job().model_dump(mode="json"), folder=str(tmp_path / "a-file" / "run"))
+    assert "cannot be written" in answer["error"]
+    assert office.service.runs == {}
+    assert office.store.runs() == []
+
+
+def test_a_folder_that_holds_a_run_takes_no_second_one(office: Office, tmp_path: Path) -> None:
+    request = {"op": "run", "job": job().model_dump(mode="json"), "folder": str(tmp_path / "run")}
+    first = office.ask(**request)["run"]
+    office.ask(op="stop", run=first)
+    answer = office.ask(**request)
+    assert "holds a run already" in answer["error"]
+    assert list(office.service.runs) == [first]
+
+
+def test_an_end_that_was_stored_and_not_told_is_told_after_a_restart(office: Office, tmp_path: Path) -> None:
+    run = office.service.submit(job(), str(tmp_path / "run"))
+    office.ask(op="stop", run=run)
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "report.html").unlink()
+    office.stop()
+    office.start()
+    office.service._finish_what_ended()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["phase"] == "stopped"
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_what_time_alone_brings_to_a_transfer_is_acted_on(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up = TransferDone("a", "0" * 64, None, "nothing came for 120 s")
+    seen: list[tuple[object, ...]] = []
+
+    def note(*what: object) -> None:
+        seen.append(what)
+        office.service.request_stop()
+
+    monkeypatch.setattr(office.service, "_transfer_done", note)
+    monkeypatch.setattr(office.service._exchange, "start", lambda: None)
+    monkeypatch.setattr(office.service._exchange, "finished", lambda: iter([] if seen else [given_up]))
+    office.service.serve()
+    assert seen == [("a", "0" * 64, None, "nothing came for 120 s")]

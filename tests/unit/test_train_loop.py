@@ -171,10 +171,10 @@ def test_short_rounds_warm_up_little(steps: int, warm: int) -> None:
 def failing_above(size: int, error: Callable[[], BaseException]) -> Callable[[Base, Batch], Losses]:
     """`losses` for batches of at most `size` examples."""
 
-    def limited(base: Base, batch: Batch) -> Losses:
+    def limited(base: Base, batch: Batch, label_shift: torch.Tensor | None = None) -> Losses:
         if len(batch.ids) > size:
             raise error()
-        return losses(base, batch)
+        return losses(base, batch, label_shift)
 
     return limited
 
@@ -216,11 +216,11 @@ def test_then_checkpointing_then_it_gives_up(bert: Base, tmp_path: Path, monkeyp
 
 
 def test_checkpointing_that_suffices_goes_on(bert: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def limited(base: Base, batch: Batch) -> Losses:
+    def limited(base: Base, batch: Batch, label_shift: torch.Tensor | None = None) -> Losses:
         encoder = base.model.bert.encoder
         if not any(getattr(module, "gradient_checkpointing", False) for module in encoder.modules()):
             raise RuntimeError(NO_MEMORY)
-        return losses(base, batch)
+        return losses(base, batch, label_shift)
 
     monkeypatch.setattr(step_module, "losses", limited)
     settings = make_settings(micro_batch=1)
@@ -243,8 +243,8 @@ def test_a_loss_that_is_not_finite_names_its_step(bert: Base, tmp_path: Path, mo
 
     factor = poisoned()
 
-    def spoilt(base: Base, batch: Batch) -> Losses:
-        found = losses(base, batch)
+    def spoilt(base: Base, batch: Batch, label_shift: torch.Tensor | None = None) -> Losses:
+        found = losses(base, batch, label_shift)
         return Losses(found.total * next(factor), found.correct)
 
     monkeypatch.setattr(step_module, "losses", spoilt)
@@ -268,8 +268,8 @@ def norms(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def times(factor: float) -> Callable[[Base, Batch], Losses]:
-    def scaled(base: Base, batch: Batch) -> Losses:
-        found = losses(base, batch)
+    def scaled(base: Base, batch: Batch, label_shift: torch.Tensor | None = None) -> Losses:
+        found = losses(base, batch, label_shift)
         return Losses(factor * found.total, found.correct)
 
     return scaled

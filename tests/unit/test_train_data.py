@@ -60,7 +60,7 @@ def test_plain_text_counts_whole(llama: Any) -> None:
     assert found.units == 4
 
 
-@pytest.mark.parametrize(("prompt", "asked"), [("w1 w2", "w1 w2\n"), ("w1: ", "w1: "), ("w1\n", "w1\n"), ("", None)])
+@pytest.mark.parametrize(("prompt", "asked"), [("w1 w2", "w1 w2 "), ("w1: ", "w1: "), ("w1\n", "w1\n"), ("", None)])
 def test_the_prompt_ends_in_white_space(prompt: str, asked: str | None) -> None:
     seen: list[str] = []
 

@@ -1,8 +1,8 @@
 """Examples become token ids, token ids become batches.
 
-Text of a classification example is cut to the sequence length. A causal example is `prompt`, a newline unless the
+Text of a classification example is cut to the sequence length. A causal example is `prompt`, a space unless the
 prompt is empty or ends in white space, `target`, and the tokenizer's end token; only the target counts in the loss.
-Whoever uses the merged model asks it the same way: the prompt, the newline, then generate.
+Whoever uses the merged model asks it the same way: the prompt, the space, then generate.
 """
 
 import random
@@ -93,7 +93,7 @@ class Encoder:
     def _causal(self, example: CausalExample) -> Encoded:
         prompt = example.prompt
         if prompt and not prompt[-1].isspace():
-            prompt += "\n"
+            prompt += " "
         before = self._begin + (self._plain(prompt) if prompt else [])
         target = self._plain(example.target)
         if self._tokenizer.eos_token_id is not None:

@@ -15,11 +15,13 @@ MIB = 1024 * 1024
 MAX_TEXT = 4000
 _WIDTH, _HEIGHT, _MARGIN = 640, 220, 44
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem; font-size: 13px; }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left; vertical-align: top; }
 td { overflow-wrap: anywhere; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
+td:first-child { min-width: 5rem; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.w { min-width: 5rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .note { color: #555; } code { background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere; }
 svg text { font: 12px system-ui, sans-serif; fill: #444; }
@@ -118,8 +120,6 @@ def _agent_row(agent: Mapping[str, Any]) -> str:
             f"<td>{_e(agent['status'])}</td><td>{_e(agent['note'])}</td></tr>"
         )
     cells = (
-        agent["bits"],
-        describe_ranks(agent["ranks"]),
         agent["batch_size"],
         f"{agent['examples']}/{agent['planned_examples']}",
         f"{agent['up_bytes'] / MIB:.2f} MiB",
@@ -128,9 +128,10 @@ def _agent_row(agent: Mapping[str, Any]) -> str:
         f"{agent['predicted_round_s']:.1f} / {_maybe(agent['measured_round_s'], 1)} s",
     )
     numbers = "".join(f"<td class='n'>{_e(cell)}</td>" for cell in cells)
-    return (
-        f"<tr><td>{_e(agent['agent'])}</td>{numbers}<td>{_e(agent['status'])}</td><td>{_e(agent['reason'])}</td></tr>"
-    )
+    begin = f"<td>{_e(agent['agent'])}</td><td class='n'>{_e(agent['bits'])}</td>"
+    ranks = f"<td class='w'>{_e(describe_ranks(agent['ranks']))}</td>"
+    end = f"<td class='w'>{_e(agent['status'])}</td><td>{_e(agent['reason'])}</td>"
+    return f"<tr>{begin}{ranks}{numbers}{end}</tr>"
 
 
 def _export_section(summary: Mapping[str, Any]) -> str:

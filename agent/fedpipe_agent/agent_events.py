@@ -47,7 +47,6 @@ class TrainerEnded:
     """The trainer process is gone without being asked to go. `returncode` is negative for a signal."""
 
     returncode: int
-    last_words: str
 
 
 @dataclass(frozen=True, slots=True)

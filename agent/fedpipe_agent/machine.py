@@ -76,8 +76,8 @@ def step(state: AgentState, event: AgentEvent, now: float) -> Outcome:
             return _transfer_failed(state, sha256, reason)
         case TrainerReplied(reply):
             return trainer_machine.replied(state, reply)
-        case TrainerEnded(returncode, last_words):
-            return trainer_machine.ended(state, returncode, last_words)
+        case TrainerEnded(returncode):
+            return trainer_machine.ended(state, returncode)
         case UpdateShelved():
             return _shelved(state, event)
         case Acknowledged():

@@ -104,7 +104,7 @@ def _finish(state: AgentState, task: Task, result: Result) -> Outcome:
     return replace(remember(state, task, result), in_hand=False, budget_ends=None), (Say(result),)
 
 
-def ended(state: AgentState, returncode: int, last_words: str) -> Outcome:
+def ended(state: AgentState, returncode: int) -> Outcome:
     """The trainer process is gone without being asked to go."""
     task, worked = state.task, state.in_hand
     state = without_trainer(state)
@@ -118,8 +118,8 @@ def ended(state: AgentState, returncode: int, last_words: str) -> Outcome:
     )
     kind = "out-of-memory" if killed else "internal"
     failed = Failed(run=task.run, round=task_round(task), kind=kind, message=message)
-    # what it wrote last may quote an example: it is for the owner alone
-    return remember(state, task, failed), (Say(failed), Log(f"{message}. Its last words: {last_words}"))
+    # what it wrote last may quote an example: it stays in its log
+    return remember(state, task, failed), (Say(failed), Log(message))
 
 
 def ticked(state: AgentState, now: float) -> Outcome:

@@ -20,7 +20,6 @@ from fedpipe_agent.trainer_protocol import REPLIES, Request
 from fedpipe_profiles.device import MIB
 
 MAX_REPLY_BYTES = 64 * 1024 * 1024
-LAST_WORDS_BYTES = 4000
 END_S = 5.0
 
 
@@ -60,7 +59,6 @@ class TrainerProcess:
         Raises:
             OSError: if no process can be started.
         """
-        self._log = log
         self._post = post
         self._wanted = True
         with log.open("ab") as stderr:
@@ -111,10 +109,4 @@ class TrainerProcess:
                 self._post(TrainerReplied(reply))
         returncode = self._child.wait()
         if self._wanted:
-            self._post(TrainerEnded(returncode, self._last_words()))
-
-    def _last_words(self) -> str:
-        with self._log.open("rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - LAST_WORDS_BYTES))
-            return log.read().decode(errors="replace").strip()
+            self._post(TrainerEnded(returncode))

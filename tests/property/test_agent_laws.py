@@ -188,7 +188,7 @@ class AnyAgent(RuleBasedStateMachine):
         if returncode == 0:
             return
         worked, self.hands = self.hands is not None, None
-        said = [action for action in self._let(TrainerEnded(returncode, "words")) if isinstance(action, Say)]
+        said = [action for action in self._let(TrainerEnded(returncode)) if isinstance(action, Say)]
         assert len(said) == int(worked)
 
     @rule(seconds=st.sampled_from((0.5, 50.0, 5000.0)))

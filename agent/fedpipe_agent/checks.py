@@ -13,6 +13,7 @@ from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.device import MIB, DeviceProfile
 from fedpipe_profiles.plan import Plan
 from fedpipe_wire.messages import EvaluateTask, ScoreTask, SurveyTask, TrainTask
+from fedpipe_wire.transfer import TransferSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Setup:
     state: Path
     models: Mapping[str, str] = field(default_factory=dict)
     within_hours: bool = True
+    transfer: TransferSection = field(default_factory=TransferSection)
 
 
 def refusal(setup: Setup, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask) -> str | None:

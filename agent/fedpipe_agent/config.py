@@ -18,6 +18,7 @@ from fedpipe_profiles.device import MIB, Limits
 from fedpipe_profiles.settings_file import load_settings
 from fedpipe_profiles.values import Settings
 from fedpipe_wire.topics import check_name
+from fedpipe_wire.transfer import TransferSection
 
 BITS_PER_MBIT = 1_000_000
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-(?:([01]\d|2[0-3]):([0-5]\d)|24:00)")
@@ -128,6 +129,7 @@ class AgentSettings(Settings):
     )
     limits: LimitSettings = LimitSettings()
     training: TrainingSettings = TrainingSettings()
+    transfer: TransferSection = TransferSection()
 
     def to_limits(self) -> Limits:
         """The owner's limits as a device profile carries them."""

@@ -28,7 +28,6 @@ from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_outcomes import BlobArrived, BlobFailed, BlobWanted
 from fedpipe_wire.blob_receiver import BlobReceiver
 from fedpipe_wire.blob_sender import BlobSender
-from fedpipe_wire.blobs import BlobSettings
 from fedpipe_wire.messages import (
     AGENT_CHANNELS,
     SCHEMA_VERSION,
@@ -43,6 +42,8 @@ from fedpipe_wire.messages import (
     Profile,
     Progress,
     RunState,
+    TurnedAway,
+    Welcome,
     decode_from_coordinator,
     encode,
 )
@@ -110,7 +111,7 @@ class Daemon:
         self._clock = clock
         self._state = AgentState(setup=setup)
         limit = setup.profile.limits.uplink_bps
-        settings = BlobSettings(uplink_bps=limit, chunk_bytes=_chunk_bytes(limit))
+        settings = setup.transfer.to_settings(uplink_bps=limit)
         self._blobs = BlobStore(folder.blobs, chunk_bytes=settings.chunk_bytes)
         self._sender = BlobSender(transport, self._topics, self._blobs, clock, agent=identity.name, settings=settings)
         self._receiver = BlobReceiver(self._blobs, clock, settings=settings)
@@ -219,6 +220,8 @@ class Daemon:
                     self._receiver.expect(message.adapter, None, pushed=True)
             case Ack():
                 self._apply(ev.Acknowledged(message))
+            case Welcome() | TurnedAway():
+                return
             case BlobRequest():
                 self._sender.on_request(message.sha256, message.bitmap)
             case _:
@@ -333,11 +336,3 @@ class Daemon:
 
     def _publish_probe(self, size: int) -> int | None:
         return self._transport.publish(self._topics.up_chunk(self._identity.name, _PROBE_BLOB, 0), bytes(size))
-
-
-def _chunk_bytes(uplink_bps: float | None) -> int:
-    """Chunks of 256 KiB, smaller on a slow line, so that none takes longer than about half a second."""
-    largest = BlobSettings().chunk_bytes
-    if uplink_bps is None:
-        return largest
-    return max(16 * 1024, min(largest, int(uplink_bps / 16)))

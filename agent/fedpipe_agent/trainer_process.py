@@ -21,6 +21,8 @@ from fedpipe_profiles.device import MIB
 
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 END_S = 5.0
+TRAINER_COMMAND = (sys.executable, "-m", "fedpipe_agent.train")
+"""What is started as the trainer; anything that speaks `trainer_protocol` may stand here."""
 
 
 COMPACT_BELOW_BYTES = 1536 * MIB
@@ -63,7 +65,7 @@ class TrainerProcess:
         self._wanted = True
         with log.open("ab") as stderr:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "fedpipe_agent.train"],
+                TRAINER_COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

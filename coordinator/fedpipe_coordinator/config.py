@@ -22,6 +22,7 @@ from fedpipe_profiles.settings_file import load_settings
 from fedpipe_profiles.values import Settings
 from fedpipe_wire.messages import JobTerms
 from fedpipe_wire.topics import check_name
+from fedpipe_wire.transfer import TransferSection
 
 RANK_LADDER = (4, 8, 16, 32)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
@@ -81,6 +82,12 @@ class RoundsSection(Settings):
     fraction: float = Field(default=1.0, gt=0.0, le=1.0, description="of the agents that are there, per round")
     wait_s: PositiveFloat = Field(default=600.0, description="seconds to wait for min_agents before giving up")
     patience: PositiveInt | None = Field(default=None, description="rounds without a better loss before stopping")
+    late_weight: float = Field(
+        default=0.5,
+        ge=0.0,
+        le=1.0,
+        description="of an update that comes one round late, times its examples; 0 drops it",
+    )
 
 
 class TrainSection(Settings):
@@ -158,6 +165,7 @@ class Federation(Settings):
 
     federation: Annotated[str, AfterValidator(_federation_name)]
     broker: BrokerSection = BrokerSection()
+    transfer: TransferSection = TransferSection()
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:

@@ -58,14 +58,13 @@ class Exchange:
         blobs: BlobStore,
         next_counter: Callable[[], int],
         log: Callable[[str], None],
-        settings: BlobSettings | None = None,
+        settings: BlobSettings = BlobSettings(),  # noqa: B008 - a frozen value
     ) -> None:
         self.transport = transport
         self._topics = topics
         self._blobs = blobs
         self._next_counter = next_counter
         self._log = log
-        settings = settings or BlobSettings()
         self._sender = BlobSender(transport, topics, blobs, time.monotonic, settings=settings)
         self._receiver = BlobReceiver(blobs, time.monotonic, settings=settings)
         self._unsent: list[tuple[str, CoordinatorMessage, bool]] = []

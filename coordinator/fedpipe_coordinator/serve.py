@@ -52,8 +52,9 @@ class Server:
             stack.callback(store.close)
             name = self._settings.federation
             transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator")
-            blobs = BlobStore(self._home.blobs)
-            exchange = Exchange(transport, Topics(name), blobs, store.next_counter, self._log)
+            transfers = self._settings.transfer.to_settings()
+            blobs = BlobStore(self._home.blobs, chunk_bytes=transfers.chunk_bytes)
+            exchange = Exchange(transport, Topics(name), blobs, store.next_counter, self._log, transfers)
             service = Service(self._home, name, store, blobs, exchange, self._log)
             stack.callback(service.close)
             control = ControlServer(self._home.path, service.post)

@@ -42,7 +42,7 @@ def test_the_documented_example_loads(tmp_path: Path) -> None:
 
 def test_every_key_is_documented() -> None:
     documented = set(re.findall(r"`(\w+)`", REFERENCE.read_text())) | {"broker", "datasets", "models", "limits"}
-    assert {key[-1] for key in known_keys(AgentSettings)} - {"*", "training"} <= documented
+    assert {key[-1] for key in known_keys(AgentSettings)} - {"*", "training", "transfer"} <= documented
 
 
 def test_nothing_but_name_federation_and_broker_is_needed(tmp_path: Path) -> None:

@@ -67,6 +67,11 @@ class Presence(Value):
     type: Literal["presence"] = "presence"
     state: Literal["online", "offline"]
     session: str = Field(max_length=64, description="differs at every start of the agent")
+    instance: str = Field(
+        default="",
+        max_length=64,
+        description="names the state folder on its machine; one process at a time works in it",
+    )
 
 
 class Profile(Value):
@@ -230,6 +235,21 @@ class EndTask(Value):
     reason: Text
 
 
+class Welcome(Value):
+    """This session is the agent of its name: it is given tasks from now on."""
+
+    type: Literal["welcome"] = "welcome"
+    session: str = Field(max_length=64)
+
+
+class TurnedAway(Value):
+    """This session is not let in: an older one of the same name, of another instance, lives. It may ask again."""
+
+    type: Literal["turned-away"] = "turned-away"
+    session: str = Field(max_length=64)
+    reason: Text
+
+
 class BlobRequest(Value):
     """Asks an agent for the chunks of its blob whose bit is set (base64, as in `BlobMissing`)."""
 
@@ -260,7 +280,17 @@ class RunState(Value):
 
 
 CoordinatorMessage = (
-    SurveyTask | ScoreTask | TrainTask | EvaluateTask | IdleTask | EndTask | BlobRequest | Ack | RunState
+    SurveyTask
+    | ScoreTask
+    | TrainTask
+    | EvaluateTask
+    | IdleTask
+    | EndTask
+    | Welcome
+    | TurnedAway
+    | BlobRequest
+    | Ack
+    | RunState
 )
 Message = AgentMessage | CoordinatorMessage
 Task = SurveyTask | ScoreTask | TrainTask | EvaluateTask | IdleTask | EndTask
@@ -289,6 +319,8 @@ COORDINATOR_CHANNELS: Mapping[type[Value], str] = {
     EvaluateTask: "task",
     IdleTask: "task",
     EndTask: "task",
+    Welcome: "presence",
+    TurnedAway: "presence",
     BlobRequest: "blob",
     Ack: "ack",
     RunState: "run",

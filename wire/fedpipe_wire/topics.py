@@ -1,7 +1,7 @@
 """The topic tree: who writes where. Names are checked before they become part of a topic.
 
 fedpipe/<federation>/agents/<agent>/up/{presence,profile,contribution,report,blob/<sha256>/<n>}
-fedpipe/<federation>/agents/<agent>/down/{task,ack,blob}
+fedpipe/<federation>/agents/<agent>/down/{presence,task,ack,blob}
 fedpipe/<federation>/broadcast/{run,blob/<sha256>/<n>}
 """
 
@@ -56,7 +56,7 @@ class Topics:
         return f"fedpipe/{self.federation}/agents/{agent}/up/{channel}"
 
     def down(self, agent: str, channel: str) -> str:
-        """Topic that only this agent reads: task, ack or blob."""
+        """Topic that only this agent reads: presence, task, ack or blob."""
         return f"fedpipe/{self.federation}/agents/{agent}/down/{channel}"
 
     def up_chunk(self, agent: str, sha256: str, index: int) -> str:

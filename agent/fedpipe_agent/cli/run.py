@@ -50,6 +50,7 @@ def run(
             datasets=settings.datasets,
             state=settings.state.resolve(),
             models={name: str(path) for name, path in settings.models.items()},
+            transfer=settings.transfer,
         )
         daemon = Daemon(
             identity,

@@ -79,6 +79,11 @@ class MqttTransport:
         """Whether the session is up at this moment."""
         return self._session.phase == "up"
 
+    @property
+    def resent(self) -> int:
+        """Publications sent again because a connection was lost before their acknowledgement came."""
+        return self._session.resent
+
     def start(self) -> None:
         """Begin to connect, in a thread of its own.
 

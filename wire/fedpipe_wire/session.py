@@ -78,6 +78,11 @@ class Session:
         inbox: where the owner's and the connection's signals arrive.
         events: where the owner's events go.
         options: times and limits.
+
+    Attributes:
+        phase: how far the present connection is.
+        limit_bytes: of a packet; None if nobody said.
+        resent: publications that went out again, or will, because a connection was lost before their acknowledgement.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Session:
         options: MqttOptions,
     ) -> None:
         self.phase: Phase = "down"
+        self.resent = 0
         self.limit_bytes = options.max_packet_bytes
         self._where, self._open_link, self._options = where, open_link, options
         self._inbox, self._events = inbox, events
@@ -261,7 +267,7 @@ class Session:
             self._backoff_s = self._options.backoff_min_s  # two of one identity must not take turns in a tight loop
         self.phase = "ended" if final else "down"
         self._close_link()
-        self._sending.connection_lost()
+        self.resent += self._sending.connection_lost()
         self._granting.clear()
         self._held.clear()
         self._due = now + self._backoff_s

@@ -1,6 +1,6 @@
 """The same bytes by the MQTT library alone: what a transfer costs before it promises anything.
 
-    python -m benchmarks.transfer_raw {sender,receiver} --port P --file F --chunk-kib K --window W
+    python -m benchmarks.transfer_raw {sender,receiver} --port P --file F --size N --chunk-kib K --window W
 
 The sender reads the file and publishes its chunks at QoS 1, the receiver counts bytes and drops them: no disk, no hash,
 no request, no acknowledgement beyond the broker's. The protocol on standard input and output is `transfer_sides`'s.
@@ -33,8 +33,8 @@ def connect(name: str, port: int, window: int) -> tuple[paho.Client, threading.E
     return client, connected
 
 
-def send(port: int, path: Path, chunk_bytes: int, window: int) -> None:
-    """Publish the file when the receiver says go, at most `window` chunks unacknowledged."""
+def send(port: int, path: Path, size: int, chunk_bytes: int, window: int) -> None:
+    """Publish the file's first bytes when the receiver says go, at most `window` chunks unacknowledged."""
     client, connected = connect("raw-sender", port, window)
     connected.wait()
     go, room = threading.Event(), threading.Semaphore(window)
@@ -44,9 +44,9 @@ def send(port: int, path: Path, chunk_bytes: int, window: int) -> None:
     say({"ready": True})
     go.wait()
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(chunk_bytes):
+        for left in range(size, 0, -chunk_bytes):
             room.acquire()
-            client.publish(_TOPIC, chunk, qos=1)
+            client.publish(_TOPIC, file.read(min(chunk_bytes, left)), qos=1)
     sys.stdin.readline()
     client.disconnect()
     client.loop_stop()
@@ -84,15 +84,16 @@ def main() -> None:
     parser.add_argument("role", choices=("sender", "receiver"))
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--file", type=Path, required=True)
+    parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--chunk-kib", type=int, required=True)
     parser.add_argument("--window", type=int, required=True)
     given = parser.parse_args()
     figures: dict[str, object] = {}
     with growth() as grown:
         if given.role == "sender":
-            send(given.port, given.file, given.chunk_kib * 1024, given.window)
+            send(given.port, given.file, given.size, given.chunk_kib * 1024, given.window)
         else:
-            figures = receive(given.port, given.file.stat().st_size, given.window)
+            figures = receive(given.port, given.size, given.window)
     say(figures | grown)
 
 

@@ -187,17 +187,13 @@ class BlobStore:
         """
         check_size(ref, self.max_bytes)
         partial = PartialBlob(self.folder, ref, self._boot)
+        self._partials = {name: each for name, each in self._partials.items() if not each.closed}
+        promised = sum(each.missing_bytes for each in self._partials.values())
         try:
-            partial.open()
-            self._partials = {name: each for name, each in self._partials.items() if not each.closed}
-            promised = sum(each.missing_bytes for each in self._partials.values())
-            self.check_room(partial.missing_bytes + promised, f"blob {ref.sha256[:12]}")
+            partial.open(lambda missing: self.check_room(missing + promised, f"blob {ref.sha256[:12]}"))
         except OSError as error:
             partial.close()
             raise disk_error("begin", ref.sha256, error) from None
-        except BlobError:
-            partial.close()
-            raise
         self._partials[ref.sha256] = partial
         return partial
 

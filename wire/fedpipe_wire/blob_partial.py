@@ -11,7 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,15 +61,20 @@ class PartialBlob:
         """Upper bound of what is still to be written."""
         return max(0, self.ref.size - self.have.bit_count() * self.ref.chunk_bytes)
 
-    def open(self) -> None:
-        """Open both files, as they were left or new; raises OSError."""
+    def open(self, check_room: Callable[[int], None]) -> None:
+        """Open both files, as they were left or new; raises OSError.
+
+        `check_room` is given the bytes that are still to come, before anything is written, and may raise.
+        """
         self.have, synced = self._left()
+        check_room(self.missing_bytes)
         if not self.have:
             self._part.write_bytes(b"")
         marks = self._head + self._mask(self.have) + self._mask(synced)
-        new = self._map.with_suffix(".new")
-        new.write_bytes(marks)
-        new.replace(self._map)
+        if not self._map.exists() or self._map.read_bytes() != marks:
+            new = self._map.with_suffix(".new")
+            new.write_bytes(marks)
+            new.replace(self._map)
         self._file = self._part.open("r+b", buffering=0)
         self._file.truncate(self.ref.size)
         self._marks = self._map.open("r+b", buffering=0)

@@ -5,12 +5,11 @@
 A Mosquitto is started on loopback; an agent's pump in one process sends a blob of random bytes to a coordinator's pump
 in another. `mib_per_s` counts from the first request to the blob verified, forced to the disk and named; medians of the
 repeats. `raw_mib_per_s` is of paho to paho at QoS 1 with chunks of the same size and paho's own window of 20: its
-receiver counts bytes and drops them; at most the first GiB, since the broker's queue silently drops what goes beyond and
-nobody would ask for it again. Both are measured in turn; `ratio` is the median of the pairs' ratios. In
-`raw_durable_mib_per_s` the time that this machine's disk takes to write and sync as many bytes stands on top of the raw
-transfer's. `rss_growth_mib` is the largest growth of peak memory of any sender or receiver from before it connects, the
-session's thread and stacks included. `longest_stall_s` is the longest time for which a pump's loop did not look at its
-queue.
+receiver counts bytes and drops them. It sends the first GiB at most, since the broker's queue silently drops what goes
+beyond. Both are measured in turn; `ratio` is the median of the pairs' ratios. In `raw_durable_mib_per_s` the time that
+this machine's disk takes to write and sync as many bytes stands on top of the raw transfer's. `rss_growth_mib` is the
+largest growth of peak memory of any sender or receiver from before it connects, the session's thread and stacks
+included. `longest_stall_s` is the longest time for which a pump's loop did not look at its queue.
 """
 
 import argparse
@@ -52,6 +51,10 @@ class Process:
     def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.communicate()
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
 
     def tell(self, word: str) -> None:
         """Write a line."""

@@ -58,6 +58,7 @@ class Side:
     settings: BlobSettings
     ref: BlobRef | None = None
     beat_s: float = 0.0
+    tell_every: int = 1 << 30
     sender: BlobSender | None = None
     receiver: BlobReceiver | None = None
     stopped: bool = False
@@ -68,6 +69,7 @@ class Side:
     cuts: int = 0
     stall_s: float = 0.0
     _beat_at: float = 0.0
+    _up: bool = False
 
     def run(self) -> None:
         """Work until told to stop."""
@@ -100,10 +102,12 @@ class Side:
         pump = self.sender or self.receiver
         match event:
             case Connected(resumed) if pump is not None:
+                self._up = True
                 pump.on_connected(resumed=resumed)
                 say({"ready": True, "resumed": resumed, "at": time.monotonic()})
             case Disconnected(reason):
-                self.cuts += 1
+                self.cuts += self._up
+                self._up = False
                 say({"lost": reason, "at": time.monotonic()})
             case Delivered(handle) if self.sender is not None:
                 self.sender.on_delivered(handle)
@@ -113,6 +117,7 @@ class Side:
                 self.stopped = True
             case Posted("go") if self.receiver is not None and self.ref is not None:
                 self.began = time.monotonic()
+                self.figures["delays_before"] = len(self.delays)
                 self.receiver.expect(self.ref, AGENT)
 
     def _received(self, event: Received) -> None:
@@ -121,7 +126,8 @@ class Side:
             self.delays.append(time.monotonic() - float(json.loads(event.payload)))
         elif self.receiver is not None:
             self.arrivals += 1
-            self.receiver.on_chunk(address, event.payload)
+            if self.receiver.on_chunk(address, event.payload) and self.arrivals % self.tell_every == 0:
+                say({"arrivals": self.arrivals, "at": time.monotonic()})
         elif self.sender is not None:
             message = decode_from_coordinator(address.channel, event.payload, 1)
             assert isinstance(message, BlobRequest)
@@ -166,6 +172,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--silence-s", type=float, default=BlobSettings().silence_s)
     parser.add_argument("--keepalive-s", type=int, default=MqttOptions().keepalive_s)
     parser.add_argument("--beat-s", type=float, default=0.0)
+    parser.add_argument("--tell-every", type=int, default=1 << 30)
     return parser.parse_args()
 
 
@@ -183,7 +190,7 @@ def main() -> None:
     transport = MqttTransport(given.host, given.port, f"transfer-{given.role}", options=options)
     store = BlobStore(given.folder, chunk_bytes=settings.chunk_bytes)
     ref = BlobRef(sha256=given.sha256, size=given.size, chunk_bytes=settings.chunk_bytes)
-    side = Side(transport, store, settings, ref, given.beat_s)
+    side = Side(transport, store, settings, ref, given.beat_s, given.tell_every)
     if given.role == "sender":
         side.sender = BlobSender(transport, TOPICS, store, time.monotonic, agent=AGENT, settings=settings)
         side.sender.offer(ref)

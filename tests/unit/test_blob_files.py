@@ -263,7 +263,7 @@ def test_a_sync_that_the_disk_refuses_claims_nothing(
 
 
 def test_after_a_failed_fsync_nothing_is_believed(
-    store: BlobStore, ref: BlobRef, partial: PartialBlob, monkeypatch: pytest.MonkeyPatch
+    store: BlobStore, partial: PartialBlob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index, chunk in enumerate(CHUNKS):
         partial.write_chunk(index, chunk)

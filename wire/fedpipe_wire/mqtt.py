@@ -152,6 +152,7 @@ class _Dialer:
             client.will_set(self.will.topic, self.will.payload, 1, retain=True, properties=more)
         wishes = _properties(PacketTypes.CONNECT, {})
         wishes.SessionExpiryInterval = self.options.session_expiry_s
+        wishes.ReceiveMaximum = self.options.receive_maximum
         keepalive_s = self.options.keepalive_s
         client.connect(self.host, self.port, keepalive_s, clean_start=False, properties=wishes)
         client.loop_start()

@@ -51,6 +51,7 @@ class MqttOptions:
         session_expiry_s: how long the broker keeps subscriptions and queued messages of a session that is down.
         max_packet_bytes: refuse larger packets, besides what the broker says; None for the broker's word only.
         max_in_flight: publications sent and not acknowledged; the broker's Receive Maximum counts as well.
+        receive_maximum: what the broker may send and have not acknowledged, and sends again after a cut.
         connect_s: how long the TCP connection may take.
         answer_s: how long a broker may take for CONNACK and SUBACK.
         backoff_min_s: wait before the second attempt to connect; doubles with each that does not last.
@@ -62,6 +63,7 @@ class MqttOptions:
     session_expiry_s: int = 3600
     max_packet_bytes: int | None = None
     max_in_flight: int = 20
+    receive_maximum: int = 4
     connect_s: float = 5.0
     answer_s: float = 10.0
     backoff_min_s: float = 0.2

@@ -73,9 +73,9 @@ class Line:
         self.near, self.far = f"{name}-near", f"{name}-far"
         self.quality = quality
         self._stop = threading.Event()
-        ends = [_end(space, f"tun{name[-6:]}{number}", number) for number, space in enumerate((self.near, self.far))]
-        self._directions = (_Direction(*ends, seed), _Direction(*reversed(ends), seed + 1))
-        self._ends = ends
+        near, far = (_end(space, f"tun{name[-6:]}{end}", end) for end, space in enumerate((self.near, self.far)))
+        self._directions = (_Direction(near, far, seed), _Direction(far, near, seed + 1))
+        self._ends = (near, far)
         self._thread = threading.Thread(target=self._carry, daemon=True)
         self._thread.start()
 

@@ -255,6 +255,14 @@ def test_a_refused_reference_leaves_nothing_on_the_disk(table: Table, tmp_path: 
 # --- requests without an end ------------------------------------------------------------------------------------
 
 
+def refuses(simulation: Simulation, ref: BlobRef, bitmap: str, asker: str) -> bool:
+    try:
+        simulation.sender.on_request(ref.sha256, bitmap, asker)
+    except BlobError as error:
+        return "at most 60 are sent at one's request" in str(error)
+    return False
+
+
 @pytest.mark.parametrize("names", [1, 50], ids=["by one agent", "by fifty"])
 def test_endless_requests_for_the_same_chunks_are_answered_a_bounded_number_of_times(
     tmp_path: Path, names: int
@@ -268,11 +276,7 @@ def test_endless_requests_for_the_same_chunks_are_answered_a_bounded_number_of_t
         bitmap = encode_bitmap(all_bits(CHUNKS), CHUNKS)
         for _ in range(100 * names):
             simulation.clock.now += 5.0 / names
-            try:
-                simulation.sender.on_request(ref.sha256, bitmap, f"mallory{rng.randrange(names)}")
-            except BlobError as error:
-                assert "at most 60 are sent at one's request" in str(error)
-                refused += 1
+            refused += refuses(simulation, ref, bitmap, f"mallory{rng.randrange(names)}")
             simulation.run(for_s=0.0)
         simulation.run()
         assert simulation.received("honest", ref) == data

@@ -181,11 +181,12 @@ class BlobSender:
         everybody.asked[to] = asked
 
     def _also_missed(self, sha256: str, to: str, bits: int) -> int:
-        """Those of the chunks that wait for another agent as well; they do not wait for it any more."""
+        """Those of the chunks that another agent asked for a moment ago; where they still wait, they do no more."""
         shared = 0
         for other in self._of(sha256):
-            if other.to not in {None, to} and other.state.todo & bits:
-                shared |= other.state.todo & bits
+            if other.to not in {None, to}:
+                self._step(other, blobs.Dropped(0))  # time passes
+                shared |= other.state.open & bits
                 self._step(other, blobs.Dropped(bits))
         return shared
 

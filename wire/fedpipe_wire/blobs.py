@@ -8,8 +8,8 @@ the pumps (`blob_sender.py`, `blob_receiver.py`) do. Rules:
   stream has passed what it waits for, and gives up after `silence_s` without one. A transfer that moves never ends.
 - The sender sends each asked chunk once, lowest first. A chunk it has just sent is not sent again for a repeated
   request: requests that waited out a cut in a queue, or of many agents at once, cost nothing.
-- A broadcast goes to all once. What one receiver misses of it after that goes to this one alone; what several miss at
-  the same time goes to all again. Nobody is sent more than `repeats` times the whole.
+- A broadcast goes to all once. What one receiver misses of it after that goes to this one alone; what a second one
+  misses at the same time goes to all again. Nobody is sent more than `repeats` times the whole.
 """
 
 from dataclasses import dataclass, replace

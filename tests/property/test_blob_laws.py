@@ -210,7 +210,7 @@ def harm(crossing: Simulation, ref: BlobRef, what: str, name: str) -> None:
             crossing.receivers[name].expect(ref, crossing.agent)
         case "broker empty":
             crossing.lose_broker()
-        case "cut":
+        case _:
             crossing.cut(30.0)
     crossing.run(lambda: crossing.transport.connected)
 

@@ -6,8 +6,10 @@ The real pumps and stores run on both ends; only transport and clock are made up
 import heapq
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -15,7 +17,7 @@ from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_pumps import BlobArrived, BlobFailed, BlobReceiver, BlobSender, BlobWanted
 from fedpipe_wire.blobs import BlobSettings
 from fedpipe_wire.messages import BlobRef
-from fedpipe_wire.topics import Topics
+from fedpipe_wire.topics import Address, Topics
 from fedpipe_wire.transport import Event
 
 TOPICS = Topics("hospitals")
@@ -84,8 +86,9 @@ class Simulation:
         self.names = receivers
         self._heap: list[tuple[float, int, Callable[[], object]]] = []
         self._order, self._handles = itertools.count(), itertools.count(1)
-        self._unacknowledged = 0
-        self._waiting: list[BlobWanted] = []
+        self._unacknowledged: dict[int, tuple[Address, bytes]] = {}
+        self._waiting: list[tuple[str, BlobWanted]] = []
+        self.came: Counter[str] = Counter()
         self.receivers: dict[str, BlobReceiver] = {}
         self.start_sender()
         for name in receivers:
@@ -97,7 +100,7 @@ class Simulation:
     def start_sender(self) -> None:
         """Also after the old one was killed: it knows nothing any more, and nothing in flight is acknowledged to it."""
         self._heap = []
-        self._unacknowledged = 0
+        self._unacknowledged = {}
         self.sender = BlobSender(
             self.transport, TOPICS, self.sender_store, self.clock, agent=self.agent, settings=self.settings
         )
@@ -131,28 +134,50 @@ class Simulation:
         self.transport.connected = False
         self.later(for_s, self._mended)
 
+    def lose_broker(self) -> None:
+        """The broker dies and comes back empty: nothing that was on its way arrives.
+
+        As a session does, the sender's sends again what was not acknowledged, first and in its order.
+        """
+        self._heap, self._waiting = [], []
+        self.transport.connected = True
+        for handle in self._unacknowledged:
+            self._pass_on(handle)
+        self.sender.on_connected(resumed=False)
+        for receiver in self.receivers.values():
+            receiver.on_connected(resumed=False)
+
     def _mended(self) -> None:
         self.transport.connected = True
         self.sender.on_connected(resumed=True)
         waiting, self._waiting = self._waiting, []
-        for wanted in waiting:
-            self._ask(wanted)
+        for name, wanted in waiting:
+            self._ask(name, wanted)
 
     def published(self, topic: str, payload: bytes) -> int:
         """The sender hands a chunk to the broker."""
         handle, address = next(self._handles), TOPICS.parse(topic)
         assert address.chunk is not None
         self.sent.append((self.clock.now, address.chunk, len(payload)))
-        self._unacknowledged += 1
-        self.most_in_flight = max(self.most_in_flight, self._unacknowledged)
+        self._unacknowledged[handle] = address, payload
+        self.most_in_flight = max(self.most_in_flight, len(self._unacknowledged))
+        self._pass_on(handle)
+        return handle
+
+    def _pass_on(self, handle: int) -> None:
+        address, payload = self._unacknowledged[handle]
         self.later(0.01, lambda: self._acknowledge(handle))
-        for name in self.names:
+        for name in self.names if address.direction != "down" else (address.agent or "",):
             for _ in range(self._copies()):
                 data = payload
                 if self.rng.random() < self.faults.corrupted:
                     data = bytes((payload[0] ^ 1,)) + payload[1:]
-                self.later(self._delay(), lambda name=name, data=data: self.receivers[name].on_chunk(address, data))  # type: ignore[misc]  # mypy cannot type a default
-        return handle
+                self.later(self._delay(), partial(self._deliver, name, address, data))
+
+    def _deliver(self, name: str, address: Address, data: bytes) -> None:
+        self.came[name] += 1
+        if name in self.receivers:  # somebody outside may have asked
+            self.receivers[name].on_chunk(address, data)
 
     def run(self, until: Callable[[], bool] = lambda: False, *, for_s: float = 100_000.0) -> None:
         """Let virtual time pass, from one thing that happens to the next."""
@@ -173,19 +198,19 @@ class Simulation:
             for outcome in receiver.take():
                 if isinstance(outcome, BlobWanted):
                     for _ in range(self._copies()):
-                        self.later(self._delay(), lambda wanted=outcome: self._ask(wanted))  # type: ignore[misc]  # as above
+                        self.later(self._delay(), partial(self._ask, name, outcome))
                 else:
                     self.outcomes.append((name, outcome))
 
-    def _ask(self, wanted: BlobWanted) -> None:
+    def _ask(self, name: str, wanted: BlobWanted) -> None:
         if self.transport.connected:
-            self.sender.on_request(wanted.sha256, wanted.bitmap)
+            self.sender.on_request(wanted.sha256, wanted.bitmap, name)
         else:
-            self._waiting.append(wanted)
+            self._waiting.append((name, wanted))
 
     def _acknowledge(self, handle: int) -> None:
-        self._unacknowledged -= 1
-        self.sender.on_delivered(handle)
+        if self._unacknowledged.pop(handle, None):
+            self.sender.on_delivered(handle)
 
     def _copies(self) -> int:
         if self.rng.random() < self.faults.lost:

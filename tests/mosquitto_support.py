@@ -1,7 +1,9 @@
 """A real Mosquitto for tests, through the coordinator's own `ManagedBroker`."""
 
 import contextlib
+import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,6 +32,17 @@ class Mosquitto:
     def kill(self) -> None:
         """SIGKILL: what was not saved is gone."""
         self._broker.kill()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It does nothing for the time of a block, and its machine goes on."""
+        pid = self._broker.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def restart(self, *, empty: bool = False) -> None:
         """Start again on the same port; `empty` without its database."""

@@ -114,7 +114,9 @@ class Daemon:
         settings = setup.transfer.to_settings(uplink_bps=limit)
         self._blobs = BlobStore(folder.blobs, chunk_bytes=settings.chunk_bytes)
         self._sender = BlobSender(transport, self._topics, self._blobs, clock, agent=identity.name, settings=settings)
-        self._receiver = BlobReceiver(self._blobs, clock, settings=settings)
+        self._receiver = BlobReceiver(
+            self._blobs, clock, settings=settings, wake=lambda: transport.events.put(Posted(None))
+        )
         self._probe = LinkProbe(self._publish_probe, limit)
         self._profile_sent = False
         self._started = clock()
@@ -316,7 +318,10 @@ class Daemon:
         topic = self._topics.up(self._identity.name, AGENT_CHANNELS[type(message)])
         retain = isinstance(message, Presence | Profile)
         outside = envelope.Envelope(SCHEMA_VERSION, uuid.uuid4().hex, self._folder.next_counter())
-        sent = self._transport.publish(topic, encode(message), retain=retain, properties=outside.properties())
+        payload = encode(message)
+        sent = self._transport.publish(topic, payload, retain=retain, properties=outside.properties())
+        if sent is not None:
+            self._sender.spend(len(payload))
         if sent is None and not isinstance(message, Progress | Presence):
             self._unsaid.append(message)
 
@@ -335,4 +340,5 @@ class Daemon:
         self._say(Profile(profile=profile))
 
     def _publish_probe(self, size: int) -> int | None:
+        self._sender.spend(size)
         return self._transport.publish(self._topics.up_chunk(self._identity.name, _PROBE_BLOB, 0), bytes(size))

@@ -33,7 +33,7 @@ from fedpipe_wire.messages import (
     encode,
 )
 from fedpipe_wire.topics import TopicError, Topics
-from fedpipe_wire.transport import Connected, Delivered, Received, Transport
+from fedpipe_wire.transport import Connected, Delivered, Posted, Received, Transport
 
 NO_TIMER_S = 3600.0
 
@@ -66,7 +66,9 @@ class Exchange:
         self._next_counter = next_counter
         self._log = log
         self._sender = BlobSender(transport, topics, blobs, time.monotonic, settings=settings)
-        self._receiver = BlobReceiver(blobs, time.monotonic, settings=settings)
+        self._receiver = BlobReceiver(
+            blobs, time.monotonic, settings=settings, wake=lambda: transport.events.put(Posted(None))
+        )
         self._unsent: list[tuple[str, CoordinatorMessage, bool]] = []
 
     def start(self) -> None:
@@ -127,7 +129,7 @@ class Exchange:
             outside = envelope.parse(event.properties)
             message = decode_from_agent(address.channel, event.payload, outside.schema)
             if isinstance(message, BlobMissing):
-                self._sender.on_request(message.sha256, message.bitmap)
+                self._sender.on_request(message.sha256, message.bitmap, address.agent)
                 return
         except (TopicError, envelope.EnvelopeError, MessageError, BlobError) as error:
             self._log(f"refused what came on {event.topic[:120]!r}: {error}")

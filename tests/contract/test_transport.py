@@ -382,6 +382,84 @@ def test_a_cut_in_mid_stream_loses_nothing_and_keeps_the_order(mosquitto: Mosqui
         transport.stop()
 
 
+def test_a_cut_of_the_reader_repeats_no_more_than_it_lets_be_on_the_way(mosquitto: Mosquitto) -> None:
+    options = MqttOptions(backoff_min_s=0.05, receive_maximum=4)
+    reader = MqttTransport(mosquitto.host, mosquitto.port, "reader", options=options)
+    writer = MqttTransport(mosquitto.host, mosquitto.port, "writer")
+    reader.subscribe("a/#")
+    for transport in (reader, writer):
+        transport.start()
+        wait_for(transport, Connected)
+    for number in range(300):
+        send(writer, "a/b", str(number).encode() * 1000)
+    came = [wait_for(reader, Received).payload]
+    break_socket(reader)
+    while len(set(came)) < 300:
+        came.append(wait_for(reader, Received).payload)
+    assert list(dict.fromkeys(came)) == [str(number).encode() * 1000 for number in range(300)]
+    assert len(came) - 300 <= 4
+    for transport in (reader, writer):
+        transport.stop()
+
+
+def test_a_broker_killed_in_mid_stream_that_comes_back_empty_gets_what_it_had_not_acknowledged(
+    mosquitto: Mosquitto,
+) -> None:
+    options = MqttOptions(backoff_min_s=0.05, backoff_max_s=0.2, max_in_flight=8)
+    reader = MqttTransport(mosquitto.host, mosquitto.port, "reader", options=options)
+    writer = MqttTransport(mosquitto.host, mosquitto.port, "writer", options=options)
+    reader.subscribe("a/#")
+    for transport in (reader, writer):
+        transport.start()
+        assert wait_for(transport, Connected) == Connected(resumed=False)
+    handles = [send(writer, "a/b", str(number).encode() * 1000) for number in range(500)]
+    wait_for(writer, Delivered)
+    mosquitto.kill()
+    delivered = 1
+    events: list[Event] = []
+    while not isinstance(events[-1] if events else None, Disconnected):
+        events.append(writer.events.get(timeout=PATIENCE_S))
+        delivered += isinstance(events[-1], Delivered)
+    assert writer.publish("a/b", b"refused") is None
+    mosquitto.restart(empty=True)
+    assert wait_for(writer, Connected) == Connected(resumed=False)
+    assert writer.resent <= 8
+    for _ in handles[delivered:]:
+        wait_for(writer, Delivered)
+    for transport in (reader, writer):
+        transport.stop()
+
+
+def test_a_session_is_resumed_only_where_the_broker_kept_it(mosquitto: Mosquitto) -> None:
+    options = MqttOptions(backoff_min_s=0.05, backoff_max_s=0.2)
+    client = MqttTransport(mosquitto.host, mosquitto.port, "client", options=options)
+    client.subscribe("a/#")
+    client.start()
+    assert wait_for(client, Connected) == Connected(resumed=False)
+    break_socket(client)
+    assert wait_for(client, Connected) == Connected(resumed=True)
+    mosquitto.restart(empty=True)
+    assert wait_for(client, Connected) == Connected(resumed=False)
+    client.stop()
+
+
+def test_a_broker_that_stops_answering_is_noticed_and_waited_for(mosquitto: Mosquitto) -> None:
+    options = MqttOptions(keepalive_s=1, answer_s=0.5, backoff_min_s=0.05, backoff_max_s=0.2)
+    client = MqttTransport(mosquitto.host, mosquitto.port, "client", options=options)
+    client.subscribe("a/#")
+    client.start()
+    wait_for(client, Connected)
+    with mosquitto.frozen():  # the kernel still accepts connections for it
+        assert not wait_for(client, Disconnected).final
+        assert client.publish("a/b", b"refused") is None
+        again = wait_for(client, Disconnected)
+        assert "did not answer as an MQTT 5 broker within 0.5 s" in again.reason
+    wait_for(client, Connected)
+    send(client, "a/b", b"heard")
+    assert wait_for(client, Received, lambda event: not event.retained).payload == b"heard"
+    client.stop()
+
+
 @contextlib.contextmanager
 def answering_server(answer: bytes) -> Iterator[int]:
     """A TCP server that answers every connection's first bytes with `answer`; its port."""

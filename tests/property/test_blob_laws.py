@@ -1,7 +1,15 @@
-"""Laws of the blob state machines, for any order of events."""
+"""Laws of the blob state machines, for any order of events, and of whole transfers, whatever breaks on the way."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from blob_simulation import AGENT, Faults, Simulation
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpipe_wire.blob_bits import (
@@ -13,6 +21,8 @@ from fedpipe_wire.blob_bits import (
     encode_bitmap,
     lowest_bits,
 )
+from fedpipe_wire.blob_files import BlobStore
+from fedpipe_wire.blob_pumps import BlobArrived, BlobFailed, BlobReceiver, BlobWanted
 from fedpipe_wire.blobs import (
     Acknowledged,
     Ask,
@@ -32,6 +42,7 @@ from fedpipe_wire.blobs import (
     step_sender,
 )
 from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.topics import Address
 
 SETTINGS = BlobSettings(ask_chunks=4)
 CHUNKS = 12
@@ -172,3 +183,127 @@ def test_a_receiver_that_gets_what_it_asks_for_completes_without_waiting(order: 
         requested.remove(index)
         state, actions = step_receiver(state, Came(index), 0.0, SETTINGS)
     assert not state.missing
+
+
+# --- whole transfers --------------------------------------------------------------------------------------------
+
+SMALL = BlobSettings(chunk_bytes=100, ask_chunks=8, window=3)
+HARM = st.sampled_from(["sender dies", "receiver dies", "broker empty", "cut"])
+HARMS = st.lists(st.tuples(HARM, st.integers(0, 25)), max_size=6)
+SIZES = st.integers(1, 4000)
+
+
+@contextmanager
+def simulation(**more: Any) -> Iterator[Simulation]:
+    with tempfile.TemporaryDirectory() as folder, closing(Simulation(Path(folder), SMALL, **more)) as made:
+        yield made
+
+
+def harm(crossing: Simulation, ref: BlobRef, what: str, name: str) -> None:
+    """Something breaks, and its owner does what it does at every start."""
+    match what:
+        case "sender dies":
+            crossing.start_sender()
+            crossing.sender.offer(ref)
+        case "receiver dies":
+            crossing.start_receiver(name)
+            crossing.receivers[name].expect(ref, crossing.agent)
+        case "broker empty":
+            crossing.lose_broker()
+        case _:
+            crossing.cut(30.0)
+    crossing.run(lambda: crossing.transport.connected)
+
+
+def ends(crossing: Simulation, name: str) -> list[BlobArrived | BlobFailed]:
+    return [outcome for told, outcome in crossing.outcomes if told == name]
+
+
+@settings(max_examples=40)
+@given(size=SIZES, harms=HARMS)
+def test_what_is_sent_twice_is_explained_by_what_broke(size: int, harms: list[tuple[str, int]]) -> None:
+    with simulation() as crossing:
+        ref, data = crossing.blob(size)
+        crossing.sender.offer(ref)
+        crossing.receivers["coordinator"].expect(ref, AGENT)
+        for what, chunks in harms:
+            until = len(crossing.sent) + chunks
+            crossing.run(lambda until=until: len(crossing.sent) >= until)  # type: ignore[misc]  # mypy cannot type a default
+            harm(crossing, ref, what, "coordinator")
+        crossing.run()
+        assert {type(outcome) for outcome in ends(crossing, "coordinator")} == {BlobArrived}
+        assert crossing.received("coordinator", ref) == data
+        lost = {"sender dies": SMALL.ask_chunks, "receiver dies": 0, "broker empty": SMALL.ask_chunks, "cut": 0}
+        assert len(crossing.sent) <= chunk_count(ref) + sum(lost[what] for what, _ in harms)
+
+
+@settings(max_examples=40)
+@given(
+    size=SIZES,
+    harms=HARMS,
+    seed=st.integers(0, 1000),
+    lost=st.sampled_from([0.0, 0.1, 0.4]),
+    corrupted=st.sampled_from([0.0, 0.01, 0.3]),
+)
+def test_every_receiver_ends_with_the_bytes_or_with_a_reason(
+    size: int, harms: list[tuple[str, int]], seed: int, lost: float, corrupted: float
+) -> None:
+    names = ("one", "two", "three")
+    faults = Faults(lost=lost, repeated=0.1, corrupted=corrupted, jitter_s=0.3)
+    with simulation(faults=faults, agent=None, receivers=names, seed=seed) as crossing:
+        ref, data = crossing.blob(size)
+        for name in names:
+            crossing.receivers[name].expect(ref, None, pushed=True)
+        crossing.sender.push(ref)
+        for number, (what, chunks) in enumerate(harms):
+            until = len(crossing.sent) + chunks
+            crossing.run(lambda until=until: len(crossing.sent) >= until)  # type: ignore[misc]  # as above
+            harm(crossing, ref, what, names[number % 3])
+        crossing.run()
+        for name in names:
+            assert ends(crossing, name)
+            assert not crossing.receivers[name].expecting(ref.sha256)
+            match ends(crossing, name)[-1]:
+                case BlobArrived():
+                    assert crossing.received(name, ref) == data
+                case BlobFailed(_, _, reason):
+                    # Chunks that are lost are asked for again until they come; only changed bytes end a transfer.
+                    assert corrupted or "nothing came for 120 s" in reason
+                    assert "attempts" in reason or "nothing came for" in reason
+            for path in crossing.folder.joinpath(name).glob("?" * 64):
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+        most = SMALL.repeats * len(names) + 1 + len(harms)
+        assert len(crossing.sent) <= most * chunk_count(ref)
+
+
+@settings(max_examples=40)
+@given(
+    order=st.lists(st.tuples(st.sampled_from(["one", "two", "liar"]), st.integers(0, 7)), max_size=80),
+    ticks=st.lists(st.floats(0.0, 15.0), min_size=80, max_size=80),
+)
+def test_of_several_sources_one_is_believed_at_a_time_and_no_lie_is_kept(
+    order: list[tuple[str, int]], ticks: list[float]
+) -> None:
+    data = bytes(range(250)) * 3
+    ref = BlobRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data), chunk_bytes=100)
+    now = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        store = BlobStore(Path(folder), chunk_bytes=100, reserve_bytes=0)
+        receiver = BlobReceiver(store, lambda: now, settings=SMALL)
+        for source in ("one", "two", "liar"):
+            receiver.expect(ref, source)
+        told: list[BlobArrived | BlobFailed | BlobWanted] = []
+        with closing(receiver):
+            for (source, index), step_s in zip(order, ticks, strict=False):
+                now += step_s
+                chunk = data[100 * index : 100 * index + 100]
+                payload = bytes(len(chunk)) if source == "liar" else chunk
+                receiver.on_chunk(Address(source, "up", "blob", ref.sha256, index), payload)
+                receiver.tick(now)
+                told += receiver.take()
+        ended = [outcome for outcome in told if not isinstance(outcome, BlobWanted)]
+        assert len(ended) in {0, 3}  # everybody is told the same, once
+        assert {outcome.source for outcome in ended} in (set(), {"one", "two", "liar"})
+        if store.has(ref.sha256):
+            assert store.path(ref.sha256).read_bytes() == data
+            assert all(isinstance(outcome, BlobArrived) for outcome in ended)

@@ -1,17 +1,23 @@
 """The blob store: content-named files, partial files that outlive a process, and disks that refuse."""
 
+import contextlib
 import errno
 import hashlib
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fedpipe_wire.blob_bits import BlobDiskError, BlobError
+from fedpipe_wire.blob_bits import BlobDiskError, BlobError, decode_bitmap
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_partial import PartialBlob
+from fedpipe_wire.blob_pumps import BlobArrived, BlobFailed, BlobReceiver, BlobWanted
+from fedpipe_wire.blobs import BlobSettings
 from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.topics import Address
 
 Spoil = Callable[[Path, Path], object]
 DATA = bytes(range(250)) * 4
@@ -206,3 +212,181 @@ def test_what_a_killed_process_was_adding_is_swept(store: BlobStore) -> None:
     (store.folder / "tmpabc.new").write_bytes(b"half")
     assert BlobStore(store.folder).names() == []
     assert not files(store)
+
+
+# --- what a power cut leaves ------------------------------------------------------------------------------------
+
+
+def booted(store: BlobStore, name: str) -> BlobStore:
+    """The same folder in a process that was started after the machine was."""
+    return BlobStore(store.folder, chunk_bytes=300, reserve_bytes=0, boot=name)
+
+
+def test_after_a_power_cut_only_what_was_synced_counts(store: BlobStore, ref: BlobRef) -> None:
+    partial = booted(store, "monday").open_partial(ref)
+    partial.write_chunk(0, CHUNKS[0])
+    partial.write_chunk(2, CHUNKS[2])
+    partial.sync(partial.have)
+    partial.write_chunk(1, CHUNKS[1])
+    partial.close()
+    killed = booted(store, "monday").open_partial(ref)
+    assert killed.have == 0b111
+    killed.close()
+    part = store.folder / f"{ref.sha256}.part"
+    part.write_bytes(part.read_bytes()[:300] + bytes(300) + part.read_bytes()[600:])  # chunk 1 never reached the disk
+    cut = booted(store, "tuesday").open_partial(ref)
+    assert cut.have == 0b101
+    cut.close()
+    again = booted(store, "tuesday").open_partial(ref)
+    assert again.have == 0b101
+    for index in (1, 3):
+        again.write_chunk(index, CHUNKS[index])
+    assert again.finish().read_bytes() == DATA
+
+
+def refuse(*_: object) -> int:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_sync_that_the_disk_refuses_claims_nothing(
+    store: BlobStore, ref: BlobRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = booted(store, "monday").open_partial(ref)
+    partial.write_chunk(0, CHUNKS[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", refuse)
+        partial.sync(partial.have)
+    partial.close()
+    later = booted(store, "tuesday").open_partial(ref)
+    assert later.have == 0
+    later.close()
+
+
+def test_after_a_failed_fsync_nothing_is_believed(
+    store: BlobStore, partial: PartialBlob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index, chunk in enumerate(CHUNKS):
+        partial.write_chunk(index, chunk)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(BlobDiskError, match="cannot finish blob"):
+            partial.finish()
+    assert not files(store)
+    assert partial.closed
+
+
+# --- room and rubbish -------------------------------------------------------------------------------------------
+
+
+def other_ref(byte: int, size: int = 1000) -> BlobRef:
+    return BlobRef(sha256=f"{byte:02x}" * 32, size=size, chunk_bytes=300)
+
+
+def test_room_that_another_transfer_will_need_is_taken(tmp_path: Path, ref: BlobRef) -> None:
+    store = BlobStore(tmp_path, free_bytes=lambda _: 1999, reserve_bytes=0)
+    first = store.open_partial(ref)
+    with pytest.raises(BlobDiskError, match=r"needs 2000 bytes .* 1999 are free"):
+        store.open_partial(other_ref(1))
+    first.write_chunk(0, CHUNKS[0])  # these bytes are not free any more, and need not come any more
+    store.open_partial(other_ref(1)).close()
+    first.close()
+    store.open_partial(other_ref(2, 1999)).close()
+
+
+def test_what_nobody_needs_is_collected(store: BlobStore, ref: BlobRef) -> None:
+    kept, added, old = (store.add_bytes(bytes((number,))).sha256 for number in range(3))
+    store.collect({kept, old})  # from now on they are not new
+    store.open_partial(other_ref(1)).close()
+    arriving, used, fresh = store.open_partial(ref), store.open_partial(other_ref(2)), store.add_bytes(b"fresh").sha256
+    used.close()
+    store.in_use = lambda: {used.ref.sha256}
+    (store.folder / ("e" * 64 + ".map")).write_bytes(b"left")
+    (store.folder / "notes.txt").write_text("somebody's")
+    assert store.collect({kept}) == 4  # the old one, a partial blob's two files, and the map that was left
+    assert store.names() == sorted((kept, added, fresh))
+    assert {path.name for path in store.folder.iterdir()} == {
+        *(kept, added, fresh, "notes.txt"),
+        *(f"{name}.{end}" for name in (ref.sha256, used.ref.sha256) for end in ("part", "map")),
+    }
+    arriving.close()
+    store.in_use = set
+    assert BlobStore(store.folder).collect({kept}) == 6
+    assert store.names() == [kept]
+
+
+def test_what_was_added_stays_until_it_was_kept_once(store: BlobStore) -> None:
+    sha256 = store.add_bytes(b"new").sha256
+    store.collect(())
+    assert store.has(sha256)
+    store.collect({sha256})
+    store.collect(())
+    assert not store.has(sha256)
+
+
+# --- disks that are full or read-only ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 64 KiB of room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("a small file system can only be mounted by root")
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_real_disk_that_fills_up_in_mid_transfer_loses_nothing(small_disk: Path) -> None:
+    chunks = [bytes((number,)) * 4096 for number in range(10)]
+    data = b"".join(chunks)
+    ref = BlobRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data), chunk_bytes=4096)
+    receiver = BlobReceiver(BlobStore(small_disk, reserve_bytes=0), lambda: 0.0, settings=BlobSettings())
+    receiver.expect(ref, "one")
+    address = Address("one", "up", "blob", ref.sha256)
+    for index in range(3):
+        receiver.on_chunk(replace(address, chunk=index), chunks[index])
+    with (small_disk / "thesis").open("wb") as file, contextlib.suppress(OSError):
+        file.write(bytes(1 << 20))
+    assert not receiver.on_chunk(replace(address, chunk=3), chunks[3])
+    (failed,) = (outcome for outcome in receiver.take() if isinstance(outcome, BlobFailed))
+    assert "the disk is full: make room, nothing that was acknowledged is lost" in failed.reason
+    with pytest.raises(BlobDiskError, match=r"needs 28672 bytes .* 0 are free"):
+        receiver.expect(ref, "one")
+    (small_disk / "thesis").unlink()
+    receiver.expect(ref, "one")
+    (wanted,) = receiver.take()
+    assert isinstance(wanted, BlobWanted)
+    assert decode_bitmap(wanted.bitmap, 10) == 0b1111111000
+    for index in range(3, 10):
+        receiver.on_chunk(replace(address, chunk=index), chunks[index])
+    (arrived,) = (outcome for outcome in receiver.take() if isinstance(outcome, BlobArrived))
+    assert arrived.path.read_bytes() == data
+
+
+def test_a_full_disk_takes_no_blob_and_keeps_no_half_of_one(small_disk: Path) -> None:
+    store = BlobStore(small_disk, reserve_bytes=0, free_bytes=lambda _: 1 << 30)
+    with pytest.raises(BlobDiskError, match="the disk is full"):
+        store.add_bytes(bytes(1 << 20))
+    assert not list(small_disk.iterdir())
+
+
+def test_a_disk_that_became_read_only_is_told(small_disk: Path) -> None:
+    store = BlobStore(small_disk, reserve_bytes=0)
+    ref = store.add_bytes(DATA)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert store.read_chunk(ref.sha256, 0, 300) == CHUNKS[0]
+    uses: list[Callable[[], object]] = [
+        lambda: store.add_bytes(b"more"),
+        lambda: store.open_partial(other_ref(1)),
+        lambda: store.remove(ref.sha256),
+        lambda: store.collect({ref.sha256}) or BlobStore(small_disk).collect(()),
+    ]
+    for use in uses:
+        with pytest.raises(BlobDiskError, match="Read-only file system"):
+            use()

@@ -1,6 +1,7 @@
 """Blobs as files named by their content: `<sha256>` is whole, verified and synced.
 
 Owns one folder and the space in it. No blob is ever held in memory. What is still arriving is `blob_partial.py`'s.
+One thread uses a store; only `add_bytes`, `add_file` and what reads may be called from others.
 """
 
 import hashlib
@@ -8,7 +9,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from fedpipe_wire.blob_bits import BlobDiskError, BlobError, check_size
@@ -18,6 +20,16 @@ from fedpipe_wire.messages import BlobRef
 
 RESERVE_BYTES = 64 << 20
 _NAME = re.compile(r"[0-9a-f]{64}")
+_OURS = re.compile(r"[0-9a-f]{64}(\.part|\.map)?")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_name() -> str:
+    """What this start of the machine is called; where it has no name, no two calls give the same."""
+    try:
+        return _BOOT.read_text(encoding="ascii").strip()
+    except OSError:
+        return uuid.uuid4().hex
 
 
 class BlobStore:
@@ -29,6 +41,10 @@ class BlobStore:
         free_bytes: free space of a folder; a test may say otherwise.
         reserve_bytes: space that must stay free after a transfer.
         chunk_bytes: of the references that this store gives.
+        boot: names this start of the machine, see `blob_partial.py`; a test may say otherwise.
+
+    Attributes:
+        in_use: blobs that somebody is at work on, and that `collect` leaves alone; its user sets it.
     """
 
     def __init__(
@@ -39,15 +55,20 @@ class BlobStore:
         free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
         reserve_bytes: int = RESERVE_BYTES,
         chunk_bytes: int = BlobSettings().chunk_bytes,
+        boot: str | None = None,
     ) -> None:
         self.folder, self.max_bytes, self.chunk_bytes = folder, max_bytes, chunk_bytes
+        self.in_use: Callable[[], Collection[str]] = tuple
         self._free_bytes, self._reserve_bytes = free_bytes, reserve_bytes
+        self._boot = boot_name() if boot is None else boot
+        self._partials: dict[str, PartialBlob] = {}
+        self._added: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BlobDiskError(f"cannot make the folder {folder} for blobs: {error.strerror}") from None
-        for left in folder.glob("*.new"):  # of an `add` that was killed
-            left.unlink()
+        for left in folder.glob("*.new"):  # of one that was killed
+            left.unlink(missing_ok=True)
 
     def path(self, sha256: str) -> Path:
         """Where a whole blob lies, or would lie.
@@ -100,6 +121,7 @@ class BlobStore:
                 with path.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                     os.fsync(file.fileno())
+                self._added.add(sha256)
                 path.replace(self.path(sha256))
                 sync_folder(self.folder)
                 return self.ref(sha256)
@@ -127,29 +149,52 @@ class BlobStore:
         return data
 
     def remove(self, sha256: str) -> None:
-        """Forget a blob, whole or partial; nothing happens if it is not here."""
+        """Forget a blob, whole or partial; nothing happens if it is not here.
+
+        Raises:
+            BlobError: if the disk does not let it go.
+        """
         path = self.path(sha256)
+        self._added.discard(sha256)
         for each in (path, path.with_suffix(".part"), path.with_suffix(".map")):
-            each.unlink(missing_ok=True)
+            self._unlink(each)
+
+    def collect(self, keep: Collection[str]) -> int:
+        """Remove whole blobs, partial ones and leftovers that nobody needs; how many files went.
+
+        Beside those in `keep` stays what is arriving or in use, and what this process has added and no `keep` has
+        named yet: whoever added it is about to say so.
+
+        Raises:
+            BlobError: if the disk does not let one go.
+        """
+        arriving = {name for name, partial in self._partials.items() if not partial.closed}
+        self._added -= set(keep)
+        kept = {*keep, *self.in_use(), *arriving, *self._added}
+        removed = 0
+        for path in sorted(self.folder.iterdir()):
+            if path.stem not in kept and _OURS.fullmatch(path.name):
+                self._unlink(path)
+                removed += 1
+        return removed
 
     def open_partial(self, ref: BlobRef) -> PartialBlob:
         """Begin to receive a blob, or go on where an earlier process stopped.
 
         Raises:
-            BlobError: if it is larger than allowed, or the disk has no room for what is missing.
+            BlobError: if it is larger than allowed, or the disk has no room for what is missing, here and in the
+                blobs that are arriving already.
         """
         check_size(ref, self.max_bytes)
-        partial = PartialBlob(self.folder, ref)
+        partial = PartialBlob(self.folder, ref, self._boot)
+        self._partials = {name: each for name, each in self._partials.items() if not each.closed}
+        promised = sum(each.missing_bytes for each in self._partials.values())
         try:
-            partial.open()
-            missing = ref.size - partial.have.bit_count() * ref.chunk_bytes
-            self.check_room(max(0, missing), f"blob {ref.sha256[:12]}")
+            partial.open(lambda missing: self.check_room(missing + promised, f"blob {ref.sha256[:12]}"))
         except OSError as error:
             partial.close()
             raise disk_error("begin", ref.sha256, error) from None
-        except BlobError:
-            partial.close()
-            raise
+        self._partials[ref.sha256] = partial
         return partial
 
     def check_room(self, needed_bytes: int, what: str) -> None:
@@ -169,6 +214,7 @@ class BlobStore:
         self._check_total(size, "blob")
         self.check_room(size, "blob")
         digest = hashlib.sha256()
+        new: Path | None = None
         try:
             with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".new", delete=False) as file:
                 new = Path(file.name)
@@ -177,11 +223,20 @@ class BlobStore:
                     file.write(block)
                 file.flush()
                 os.fsync(file.fileno())
+            self._added.add(digest.hexdigest())
             new.replace(self.path(digest.hexdigest()))
             sync_folder(self.folder)
         except OSError as error:
+            if new is not None:
+                new.unlink(missing_ok=True)  # half of it would keep the full disk full
             raise disk_error("add", "of this process", error) from None
         return digest.hexdigest()
+
+    def _unlink(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error("remove", path.name, error) from None
 
     def _check_total(self, size: int, what: str) -> None:
         if not 0 < size <= self.max_bytes:

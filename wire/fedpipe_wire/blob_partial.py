@@ -2,14 +2,16 @@
 
 Owns `<sha256>.part` and `<sha256>.map` in a store's folder; a part without a readable map is nothing.
 
-A map may, after a power cut, claim chunks whose bytes were never written: the check of the whole finds that, and the
-blob is fetched again. After a mere kill it never does, because a chunk is written before it is claimed.
+The map has two sets of chunks. Those that were written are true for as long as this machine has not been booted again:
+a kill loses nothing that was written. Those that were synced are true for ever; only they count after a power cut. A
+disk that forgets even these is found out by the check of the whole, and the blob is fetched again.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,29 +24,57 @@ _BLOCK_BYTES = 1 << 20
 class PartialBlob:
     """A blob that is arriving. Chunks may come in any order and more than once.
 
+    One thread owns it. `sync` may run in another thread at any time, `finish` once all chunks are here: from then on
+    the owner leaves it alone until `finish` is over.
+
+    Args:
+        folder: where the files lie.
+        ref: what is arriving.
+        boot: names the time since this machine was booted.
+
     Attributes:
         ref: what is arriving.
         have: the chunks that are here, as bits.
+        unsynced_bytes: written and not yet told to `sync`.
     """
 
-    def __init__(self, folder: Path, ref: BlobRef) -> None:
+    def __init__(self, folder: Path, ref: BlobRef, boot: str) -> None:
         self.ref = ref
         self.have = 0
+        self.unsynced_bytes = 0
         self._whole = folder / ref.sha256
         self._part, self._map = self._whole.with_suffix(".part"), self._whole.with_suffix(".map")
-        self._head = f"{ref.sha256} {ref.size} {ref.chunk_bytes}\n".encode()
+        self._head = f"{ref.sha256} {ref.size} {ref.chunk_bytes} {boot}\n".encode()
+        self._map_bytes = -(-chunk_count(ref) // 8)
         self._file: BinaryIO | None = None
         self._marks: BinaryIO | None = None
         self._digest = hashlib.sha256()
         self._digested = 0
 
-    def open(self) -> None:
-        """Open both files, as they were left or new; raises OSError."""
-        count = chunk_count(self.ref)
-        self.have = self._left(count)
+    @property
+    def closed(self) -> bool:
+        """Whether the files were let go."""
+        return self._file is None
+
+    @property
+    def missing_bytes(self) -> int:
+        """Upper bound of what is still to be written."""
+        return max(0, self.ref.size - self.have.bit_count() * self.ref.chunk_bytes)
+
+    def open(self, check_room: Callable[[int], None]) -> None:
+        """Open both files, as they were left or new; raises OSError.
+
+        `check_room` is given the bytes that are still to come, before anything is written, and may raise.
+        """
+        self.have, synced = self._left()
+        check_room(self.missing_bytes)
         if not self.have:
             self._part.write_bytes(b"")
-            self._map.write_bytes(self._head + bytes(-(-count // 8)))
+        marks = self._head + self._mask(self.have) + self._mask(synced)
+        if not self._map.exists() or self._map.read_bytes() != marks:
+            new = self._map.with_suffix(".new")
+            new.write_bytes(marks)
+            new.replace(self._map)
         self._file = self._part.open("r+b", buffering=0)
         self._file.truncate(self.ref.size)
         self._marks = self._map.open("r+b", buffering=0)
@@ -75,10 +105,22 @@ class PartialBlob:
         if offset == self._digested:  # most chunks come in order and need not be read again
             self._digest.update(data)
             self._digested += length
+        self.unsynced_bytes += length
         return True
 
+    def sync(self, have: int) -> None:
+        """Make these chunks, written before, survive a power cut; nothing happens if the disk refuses.
+
+        It opens the files itself, so that the owner may let go of its own meanwhile.
+        """
+        with contextlib.suppress(OSError), self._part.open("rb") as file, self._map.open("r+b", buffering=0) as marks:
+            os.fdatasync(file.fileno())
+            _write_all(marks.fileno(), self._mask(have), len(self._head) + self._map_bytes)
+            os.fdatasync(marks.fileno())
+            sync_folder(self._whole.parent)
+
     def finish(self) -> Path:
-        """Verify the whole, make it durable and give it its name.
+        """Verify the whole, make it durable and give it its name. The files are closed after it.
 
         Raises:
             BlobError: if chunks are missing; if the bytes do not match the name, when the partial blob is thrown away;
@@ -95,13 +137,15 @@ class PartialBlob:
             if found != self.ref.sha256:
                 self.discard()
                 raise BlobError(f"blob named {self.ref.sha256} has bytes of {found}: some chunk was changed on its way")
-            os.fsync(self._file.fileno())
+            self._sync_whole(self._file)
             self.close()
             self._part.replace(self._whole)
             self._map.unlink()
             sync_folder(self._whole.parent)
         except OSError as error:
             raise disk_error("finish", self.ref.sha256, error) from None
+        finally:
+            self.close()
         return self._whole
 
     def discard(self) -> None:
@@ -117,16 +161,34 @@ class PartialBlob:
                 file.close()
         self._file = self._marks = None
 
-    def _left(self, count: int) -> int:
-        """The chunks that an earlier process left, as bits; 0 if there is nothing usable."""
+    def _sync_whole(self, file: BinaryIO) -> None:
         try:
-            marks = self._map.read_bytes()
+            os.fsync(file.fileno())
+        except OSError:
+            # A second fsync would succeed and mean nothing: the kernel has marked the pages clean (fsync(2), EIO).
+            self.discard()
+            raise
+
+    def _mask(self, bits: int) -> bytes:
+        return bits.to_bytes(self._map_bytes, "little")
+
+    def _left(self) -> tuple[int, int]:
+        """The chunks that are here, and those that are safe, as an earlier process left them; 0 if not usable."""
+        try:
+            head, _, body = self._map.read_bytes().partition(b"\n")
             size = self._part.stat().st_size
         except FileNotFoundError:
-            return 0
-        usable = marks.startswith(self._head) and len(marks) == len(self._head) + -(-count // 8)
-        have = int.from_bytes(marks[len(self._head) :], "little")
-        return have if usable and size == self.ref.size and not have >> count else 0
+            return 0, 0
+        *ours, boot = self._head.split()
+        *names, then = head.split() or [b""]
+        if names != ours or size != self.ref.size or len(body) != 2 * self._map_bytes:
+            return 0, 0
+        written, synced = (
+            int.from_bytes(half, "little") for half in (body[: self._map_bytes], body[self._map_bytes :])
+        )
+        if (written | synced) >> chunk_count(self.ref):
+            return 0, 0
+        return (written if then == boot else synced), synced
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

@@ -2,25 +2,35 @@
 
 Owns which blobs are expected and from whom. Everything happens in the owner's thread and nothing waits: the owner
 passes on what its transport's queue delivers, calls `tick` after it, takes the outcomes and acts on them, and sleeps
-until the time that `tick` said.
+until the time that `tick` said. What takes seconds, checking a whole blob and forcing it to the disk, a worker does.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial as bound
+from pathlib import Path
 
 from fedpipe_wire import blobs
 from fedpipe_wire.blob_bits import BlobDiskError, BlobError, chunk_count, encode_bitmap
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_outcomes import BlobArrived, BlobFailed, BlobWanted, Clock
 from fedpipe_wire.blob_partial import PartialBlob
+from fedpipe_wire.blob_worker import DiskWorker
 from fedpipe_wire.blobs import BlobSettings
 from fedpipe_wire.messages import BlobRef
 from fedpipe_wire.topics import Address
 
+SYNC_BYTES = 32 << 20
+"""What has come is forced to the disk as often as this: a power cut loses no more, and little is left at the end."""
+
 
 @dataclass(slots=True)
 class _Transfer:
-    """A blob that is arriving, and who can send it; the first source is the one that is asked."""
+    """A blob that is arriving, and who can send it; the first source is the one that is asked.
+
+    `finishing`: all is here and the worker has it.
+    """
 
     ref: BlobRef
     sources: deque[str | None]
@@ -28,24 +38,33 @@ class _Transfer:
     state: blobs.Receiving
     attempts_left: int
     actions: deque[blobs.ReceiverAction] = field(default_factory=deque)
+    syncing: bool = False
+    finishing: bool = False
 
 
 class BlobReceiver:
     """Receives blobs into a store, any number at once.
 
     Args:
-        store: where they go.
+        store: where they go; nobody else receives into it.
         clock: monotonic seconds.
         settings: how much to ask for, and when.
+        wake: lets the owner call `tick` soon; called from another thread. None does slow disk work in the owner's
+            thread.
 
     Attributes:
         outcomes: what the owner must act on, in order: requests to send, blobs that are whole, blobs given up.
     """
 
-    def __init__(self, store: BlobStore, clock: Clock, *, settings: BlobSettings) -> None:
+    def __init__(
+        self, store: BlobStore, clock: Clock, *, settings: BlobSettings, wake: Callable[[], None] | None = None
+    ) -> None:
         self._store, self._clock, self._settings = store, clock, settings
         self._transfers: dict[str, _Transfer] = {}
+        self._told: list[BlobWanted | BlobArrived | BlobFailed] = []
+        self._worker = DiskWorker(wake)
         self.outcomes: deque[BlobWanted | BlobArrived | BlobFailed] = deque()
+        store.in_use = self._in_use
 
     def expect(self, ref: BlobRef, source: str | None, *, pushed: bool = False) -> None:
         """Receive this blob from an agent, or from the broadcast (None); go on where an earlier process stopped.
@@ -80,7 +99,7 @@ class BlobReceiver:
         transfer = self._transfers.get(sha256)
         if transfer is not None and source in transfer.sources:
             transfer.sources.remove(source)
-            if not transfer.sources:
+            if not transfer.sources and not transfer.finishing:
                 transfer.partial.close()
                 del self._transfers[sha256]
 
@@ -97,7 +116,9 @@ class BlobReceiver:
             BlobError: if it is out of range or of the wrong length: the sender errs.
         """
         transfer = None if address.sha256 is None else self._transfers.get(address.sha256)
-        if transfer is None or address.chunk is None or transfer.sources[0] != address.agent:
+        if transfer is None or transfer.finishing or address.chunk is None:
+            return False
+        if transfer.sources[0] != (address.agent if address.direction == "up" else None):
             return False
         try:
             if not transfer.partial.write_chunk(address.chunk, payload):
@@ -105,35 +126,44 @@ class BlobReceiver:
         except BlobDiskError as error:
             self._fail(transfer, str(error))
             return False
+        self._sync(transfer)
         self._step(transfer, blobs.Came(address.chunk), self._clock())
         return True
 
     def on_connected(self, *, resumed: bool) -> None:
         """The session is up again; unless `resumed`, requests and chunks may be lost: ask again."""
         if not resumed:
-            for transfer in list(self._transfers.values()):
+            for transfer in self._moving():
                 self._step(transfer, blobs.StateLost(), self._clock())
 
     def tick(self, now: float) -> float | None:
         """Let time pass; the clock's time of the next call that matters, None if only an event matters."""
-        for transfer in list(self._transfers.values()):
+        self._worker.settle()
+        for transfer in self._moving():
             if now >= transfer.state.wake_at(self._settings):
                 if now >= transfer.state.ask_at and transfer.state.moved_at < now - self._settings.idle_s:
                     transfer.sources.rotate(-1)  # a source that says nothing must not keep the others waiting
                 self._step(transfer, blobs.Woke(), now)
-        return min((each.state.wake_at(self._settings) for each in self._transfers.values()), default=None)
+        return min((each.state.wake_at(self._settings) for each in self._moving()), default=None)
 
     def take(self) -> list[BlobWanted | BlobArrived | BlobFailed]:
-        """The outcomes since the last call."""
-        taken = list(self.outcomes)
+        """The outcomes since the last call. Until the next one, the store keeps the blobs that they name."""
+        self._told = list(self.outcomes)
         self.outcomes.clear()
-        return taken
+        return list(self._told)
 
     def close(self) -> None:
         """Let go of all files; a later process goes on from them."""
+        self._worker.close()
         for transfer in self._transfers.values():
             transfer.partial.close()
         self._transfers.clear()
+
+    def _in_use(self) -> set[str]:
+        return {*self._transfers, *(each.sha256 for each in (*self.outcomes, *self._told))}
+
+    def _moving(self) -> list[_Transfer]:
+        return [transfer for transfer in self._transfers.values() if not transfer.finishing]
 
     def _begin(
         self, partial: PartialBlob, *, pushed: bool = False
@@ -153,24 +183,36 @@ class BlobReceiver:
                     bitmap = encode_bitmap(bits, transfer.state.chunks)
                     self.outcomes.append(BlobWanted(transfer.sources[0], transfer.ref.sha256, bitmap))
                 case blobs.Complete():
-                    self._complete(transfer)
+                    transfer.finishing = True
+                    self._worker.submit(transfer.partial.finish, bound(self._finished, transfer))
                 case blobs.GiveUp():
                     missing, silence_s = transfer.state.missing.bit_count(), self._settings.silence_s
                     self._fail(transfer, f"{missing} chunks missing and nothing came for {silence_s:g} s")
 
-    def _complete(self, transfer: _Transfer) -> None:
+    def _sync(self, transfer: _Transfer) -> None:
+        partial = transfer.partial
+        if partial.unsynced_bytes >= SYNC_BYTES and not transfer.syncing:
+            partial.unsynced_bytes, transfer.syncing = 0, True
+            self._worker.submit(bound(partial.sync, partial.have), bound(self._synced, transfer))
+
+    def _synced(self, transfer: _Transfer, result: Callable[[], None]) -> None:
+        transfer.syncing = False
+        result()
+
+    def _finished(self, transfer: _Transfer, result: Callable[[], Path]) -> None:
+        transfer.finishing = False
         try:
-            path = transfer.partial.finish()
+            path = result()
+            del self._transfers[transfer.ref.sha256]
+            self.outcomes.extend(BlobArrived(source, transfer.ref.sha256, path) for source in transfer.sources)
+        except BlobDiskError as error:
+            self._fail(transfer, str(error))
         except BlobError as error:
             self._again(transfer, error)
-            return
-        del self._transfers[transfer.ref.sha256]
-        self.outcomes.extend(BlobArrived(source, transfer.ref.sha256, path) for source in transfer.sources)
 
     def _again(self, transfer: _Transfer, error: BlobError) -> None:
         transfer.attempts_left -= 1
-        transfer.partial.close()
-        if transfer.attempts_left <= 0:
+        if transfer.attempts_left <= 0 or not transfer.sources:
             self._fail(transfer, f"{error} ({self._settings.attempts} attempts)")
             return
         transfer.sources.rotate(-1)
@@ -183,6 +225,7 @@ class BlobReceiver:
         # What was just sent is not sent again at once; so do not ask before the sender will hear.
         transfer.state = replace(state, ask_at=self._clock() + self._settings.gap_s)
         transfer.actions.extend(action for action in actions if not isinstance(action, blobs.Ask))
+        self._act(transfer)
 
     def _fail(self, transfer: _Transfer, reason: str) -> None:
         transfer.partial.close()

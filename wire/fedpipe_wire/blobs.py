@@ -8,6 +8,8 @@ the pumps (`blob_sender.py`, `blob_receiver.py`) do. Rules:
   stream has passed what it waits for, and gives up after `silence_s` without one. A transfer that moves never ends.
 - The sender sends each asked chunk once, lowest first. A chunk it has just sent is not sent again for a repeated
   request: requests that waited out a cut in a queue, or of many agents at once, cost nothing.
+- A broadcast goes to all once. What one receiver misses of it after that goes to this one alone; what a second one
+  misses at the same time goes to all again. Nobody is sent more than `repeats` times the whole.
 """
 
 from dataclasses import dataclass, replace
@@ -30,6 +32,7 @@ class BlobSettings:
         uplink_bps: bits per second of payload that a sender may send; None is unlimited.
         max_bytes: largest blob taken.
         attempts: how often a blob whose bytes do not match its name is fetched before it is given up.
+        repeats: how many times a blob's chunks one receiver is sent at its request, before it is refused.
     """
 
     chunk_bytes: int = 256 * 1024
@@ -40,6 +43,7 @@ class BlobSettings:
     uplink_bps: float | None = None
     max_bytes: int = 4 << 30
     attempts: int = 3
+    repeats: int = 16
 
     @property
     def settle_s(self) -> float:
@@ -92,10 +96,22 @@ class Sending:
     older: int = 0
     turned_at: float = NEVER
 
+    @property
+    def open(self) -> int:
+        """The chunks that are on their way or were a moment ago: who asks for them gets them anyhow."""
+        return self.todo | self.in_flight | self.recent | self.older
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A receiver misses these chunks."""
+
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """These chunks need not be sent to this receiver any more."""
 
     bits: int
 
@@ -131,7 +147,7 @@ class Send:
     index: int
 
 
-SenderEvent = Asked | SlotFree | NotTaken | Acknowledged | StateLost
+SenderEvent = Asked | Dropped | SlotFree | NotTaken | Acknowledged | StateLost
 
 
 def step_sender(
@@ -143,6 +159,8 @@ def step_sender(
         case Asked(bits):
             news = bits & ~(state.in_flight | state.recent | state.older)
             return replace(state, todo=state.todo | news), ()
+        case Dropped(bits):
+            return replace(state, todo=state.todo & ~bits), ()
         case SlotFree():
             lowest = state.todo & -state.todo
             if not lowest:

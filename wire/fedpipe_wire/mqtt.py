@@ -79,6 +79,11 @@ class MqttTransport:
         """Whether the session is up at this moment."""
         return self._session.phase == "up"
 
+    @property
+    def resent(self) -> int:
+        """Publications sent again because a connection was lost before their acknowledgement came."""
+        return self._session.resent
+
     def start(self) -> None:
         """Begin to connect, in a thread of its own.
 
@@ -147,6 +152,7 @@ class _Dialer:
             client.will_set(self.will.topic, self.will.payload, 1, retain=True, properties=more)
         wishes = _properties(PacketTypes.CONNECT, {})
         wishes.SessionExpiryInterval = self.options.session_expiry_s
+        wishes.ReceiveMaximum = self.options.receive_maximum
         keepalive_s = self.options.keepalive_s
         client.connect(self.host, self.port, keepalive_s, clean_start=False, properties=wishes)
         client.loop_start()

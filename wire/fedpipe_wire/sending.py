@@ -48,7 +48,13 @@ class Sending:
         """Let go of the publication with this packet identifier; None if there is none."""
         return self._in_flight.pop(packet_id, None)
 
-    def connection_lost(self) -> None:
-        """Nothing in flight can be acknowledged any more: all of it goes out again, first and in its order."""
+    def connection_lost(self) -> int:
+        """Nothing in flight can be acknowledged any more: all of it goes out again, first and in its order.
+
+        Returns:
+            How many that are.
+        """
+        again = len(self._in_flight)
         self._waiting.extendleft(reversed(self._in_flight.values()))
         self._in_flight.clear()
+        return again

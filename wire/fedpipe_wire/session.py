@@ -51,6 +51,7 @@ class MqttOptions:
         session_expiry_s: how long the broker keeps subscriptions and queued messages of a session that is down.
         max_packet_bytes: refuse larger packets, besides what the broker says; None for the broker's word only.
         max_in_flight: publications sent and not acknowledged; the broker's Receive Maximum counts as well.
+        receive_maximum: what the broker may send and have not acknowledged, and sends again after a cut.
         connect_s: how long the TCP connection may take.
         answer_s: how long a broker may take for CONNACK and SUBACK.
         backoff_min_s: wait before the second attempt to connect; doubles with each that does not last.
@@ -62,6 +63,7 @@ class MqttOptions:
     session_expiry_s: int = 3600
     max_packet_bytes: int | None = None
     max_in_flight: int = 20
+    receive_maximum: int = 4
     connect_s: float = 5.0
     answer_s: float = 10.0
     backoff_min_s: float = 0.2
@@ -78,6 +80,11 @@ class Session:
         inbox: where the owner's and the connection's signals arrive.
         events: where the owner's events go.
         options: times and limits.
+
+    Attributes:
+        phase: how far the present connection is.
+        limit_bytes: of a packet; None if nobody said.
+        resent: publications that went out again, or will, because a connection was lost before their acknowledgement.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class Session:
         options: MqttOptions,
     ) -> None:
         self.phase: Phase = "down"
+        self.resent = 0
         self.limit_bytes = options.max_packet_bytes
         self._where, self._open_link, self._options = where, open_link, options
         self._inbox, self._events = inbox, events
@@ -261,7 +269,7 @@ class Session:
             self._backoff_s = self._options.backoff_min_s  # two of one identity must not take turns in a tight loop
         self.phase = "ended" if final else "down"
         self._close_link()
-        self._sending.connection_lost()
+        self.resent += self._sending.connection_lost()
         self._granting.clear()
         self._held.clear()
         self._due = now + self._backoff_s

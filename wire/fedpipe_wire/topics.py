@@ -1,7 +1,7 @@
 """The topic tree: who writes where. Names are checked before they become part of a topic.
 
 fedpipe/<federation>/agents/<agent>/up/{presence,profile,contribution,report,blob/<sha256>/<n>}
-fedpipe/<federation>/agents/<agent>/down/{presence,task,ack,blob}
+fedpipe/<federation>/agents/<agent>/down/{presence,task,ack,blob,blob/<sha256>/<n>}
 fedpipe/<federation>/broadcast/{run,blob/<sha256>/<n>}
 """
 
@@ -63,6 +63,10 @@ class Topics:
         """Topic of one chunk of an agent's blob."""
         return f"fedpipe/{self.federation}/agents/{agent}/up/blob/{sha256}/{index}"
 
+    def down_chunk(self, agent: str, sha256: str, index: int) -> str:
+        """Topic of one chunk of a broadcast blob that only this agent misses."""
+        return f"fedpipe/{self.federation}/agents/{agent}/down/blob/{sha256}/{index}"
+
     def broadcast(self, channel: str) -> str:
         """Topic that only the coordinator writes, for all agents."""
         return f"fedpipe/{self.federation}/broadcast/{channel}"
@@ -92,9 +96,9 @@ class Topics:
         match topic.split("/"):
             case ["fedpipe", self.federation, "agents", agent, ("up" | "down") as direction, channel]:
                 return Address(check_name(agent, "agent name"), direction, channel)
-            case ["fedpipe", self.federation, "agents", agent, "up", "blob", sha256, index]:
+            case ["fedpipe", self.federation, "agents", agent, ("up" | "down") as direction, "blob", sha256, index]:
                 name = check_name(agent, "agent name")
-                return Address(name, "up", "blob", _sha256(sha256), _chunk(index))
+                return Address(name, direction, "blob", _sha256(sha256), _chunk(index))
             case ["fedpipe", self.federation, "broadcast", "blob", sha256, index]:
                 return Address(None, "broadcast", "blob", _sha256(sha256), _chunk(index))
             case ["fedpipe", self.federation, "broadcast", channel]:

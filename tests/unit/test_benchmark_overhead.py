@@ -1,4 +1,4 @@
-"""The parts of a round are cut out of traces that a reader can follow, and the echo's update says where it comes from."""
+"""The parts of a round are cut out of traces that a reader can follow; the echo's updates tell plans apart."""
 
 import itertools
 from pathlib import Path

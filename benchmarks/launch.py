@@ -116,6 +116,20 @@ def _patch_coordinator_trace(trace: Trace) -> None:
         setattr(work, name, trace.around(f"work-{name}", getattr(work, name)))
 
 
+def _install_hooks(kind: Kind, name: str, folder: Path) -> None:
+    from benchmarks.hooks import Hooks, OrderFile  # noqa: PLC0415 - fleets without hooks do not load any of it
+    from benchmarks.patches import install  # noqa: PLC0415 - same
+    from benchmarks.witness import Witness  # noqa: PLC0415 - same
+
+    label = f"{kind}-{name}"
+    witness = Witness(folder / f"{label}.said")
+    if kind == "coordinator":
+        from fedpipe_coordinator import work  # noqa: PLC0415 - only the coordinator has it
+
+        work.aggregate_files = witness.of_aggregation(work.aggregate_files)
+    install(Hooks(kind, OrderFile(folder / f"{label}.order"), folder / f"{label}.hits"), witness.published)
+
+
 def _profile_to(path: Path) -> None:
     profiler = cProfile.Profile()
 
@@ -162,6 +176,8 @@ def main() -> None:
         watch_sessions(trace.event)
         if given.kind == "coordinator":
             _patch_coordinator_trace(trace)
+    if seams.hooks:
+        _install_hooks(given.kind, given.name, folder)
     if seams.profile:
         _profile_to(folder / f"{label}.profile")
     program = _main_of(given.kind, seams)

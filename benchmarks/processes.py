@@ -1,4 +1,4 @@
-"""What /proc tells of processes: memory, descriptors, threads, children, bytes on the loopback interface. Linux only."""
+"""What /proc tells of processes: memory, descriptors, threads, children, bytes on loopback. Linux only."""
 
 import os
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Which kills are tried: a walk over every hook that was seen, then random ones. Pure: the same seed, the same trials."""
+"""Which kills are tried: a walk over every hook that was seen, then random ones. Pure, and repeated by its seed."""
 
 import fnmatch
 import random
@@ -107,15 +107,27 @@ class Atlas:
                     found.append(Trial((*trial.kills, Kill(label, hook)), each[hook]))
         return found
 
+    def again(self, trial: Trial, seed: int) -> Trial | None:
+        """Another way to a hook that was not reached, if there is one: through a restart of its process."""
+        kill = trial.kills[-1]
+        if len(trial.kills) > 1 or kill.broker:
+            return None
+        draw = random.Random(f"again/{seed}/{trial.name}")
+        return Trial((self._first(kill.label, draw), Kill(kill.label, kill.hook)), trial.hits)
+
     def _reach(self, hook: str, draw: random.Random) -> Trial:
         if any(hook in each for each in self.run.values()):
             kill, hits = self._pick(hook, draw)
             return Trial((kill,), hits)
         # Passed at a start only: end the process in mid-run first.
         label = draw.choice(sorted(label for label, each in self.start.items() if hook in each))
-        first = draw.choice(sorted(h for h in self.run.get(label, {hook: 1}) if h.endswith(":before")))
-        nth = draw.randint(1, self.run[label][first]) if first in self.run.get(label, {}) else 1
-        return Trial((Kill(label, first, nth), Kill(label, hook)), self.start[label][hook])
+        return Trial((self._first(label, draw), Kill(label, hook)), self.start[label][hook])
+
+    def _first(self, label: str, draw: random.Random) -> Kill:
+        """A kill in mid-run."""
+        steady = sorted(hook for hook, hits in self.run[label].items() if hits > 1 and hook.endswith(":before"))
+        hook = draw.choice(steady or sorted(self.run[label]))
+        return Kill(label, hook, draw.randint(1, self.run[label][hook]))
 
     def _pick(self, hook: str, draw: random.Random) -> tuple[Kill, int]:
         label = draw.choice(sorted(label for label, each in self.run.items() if hook in each))

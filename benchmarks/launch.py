@@ -126,7 +126,8 @@ def _install_hooks(kind: Kind, name: str, folder: Path) -> None:
     if kind == "coordinator":
         from fedpipe_coordinator import work  # noqa: PLC0415 - only the coordinator has it
 
-        work.aggregate_files = witness.of_aggregation(work.aggregate_files)
+        witnessed = witness.of_aggregation(work.aggregate_files)  # type: ignore[attr-defined]  # imported there: the seam
+        work.aggregate_files = witnessed  # type: ignore[attr-defined]  # same
     install(Hooks(kind, OrderFile(folder / f"{label}.order"), folder / f"{label}.hits"), witness.published)
 
 

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.hooks import Hooks, site_of
 from benchmarks.watched_events import Publish, watch_sessions
@@ -72,7 +72,7 @@ class _WatchedFile:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
-    def __enter__(self) -> "_WatchedFile":
+    def __enter__(self) -> Self:
         self._file.__enter__()
         return self
 
@@ -97,7 +97,7 @@ def _wrap_open(hooks: Hooks) -> None:
 
     io.open = watched_open
     builtins.open = watched_open
-    tempfile.NamedTemporaryFile = watched_temporary  # type: ignore[assignment]  # a function of the same form
+    tempfile.NamedTemporaryFile = watched_temporary
 
 
 def statement_name(sql: str) -> str | None:
@@ -128,9 +128,7 @@ def _wrap_sqlite(hooks: Hooks) -> None:
             return run(sql, values)
 
         def executemany(self, sql: str, values: Iterable[Any], /) -> sqlite3.Cursor:
-            run: Callable[..., sqlite3.Cursor] = _wrapped(
-                hooks, statement_name(sql) or "sql-many", super().executemany
-            )
+            run: Callable[..., sqlite3.Cursor] = _wrapped(hooks, statement_name(sql) or "sql-many", super().executemany)
             return run(sql, values)
 
         def commit(self) -> None:
@@ -139,7 +137,7 @@ def _wrap_sqlite(hooks: Hooks) -> None:
     def watched_connect(*args: Any, **more: Any) -> Any:
         return connect(*args, **{"factory": Watched, **more})
 
-    sqlite3.connect = watched_connect  # type: ignore[assignment]  # a function of the same form
+    sqlite3.connect = watched_connect
 
 
 def _wrap_sessions(hooks: Hooks, told: Told | None) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, Self
 
 from fedpipe_wire.mqtt import MqttTransport
 from fedpipe_wire.transport import Received
@@ -74,7 +74,7 @@ class Listener:
         self._session = MqttTransport("127.0.0.1", port, "chaos-listener")
         self._session.subscribe("fedpipe/#")
 
-    def __enter__(self) -> "Listener":
+    def __enter__(self) -> Self:
         self._session.start()
         return self
 

@@ -155,10 +155,14 @@ class Fleet:
         except ControlError:
             return {}
 
+    def answers(self) -> bool:
+        """Whether the coordinator answers."""
+        return bool(self.ask({"op": "status"}))
+
     def is_whole(self) -> bool:
         """Whether the coordinator sees every agent online, with its profile."""
-        known = self.ask({"op": "agents"}).get("agents", {})
-        return all(known.get(name, {}).get("online") for name in self.agents)
+        known = self.ask({"op": "agents"}).get("agents")
+        return known is not None and all(known.get(name, {}).get("online") for name in self.agents)
 
     def submit(self, job: Path) -> str:
         """Give the coordinator a job; the run's name.

@@ -75,7 +75,7 @@ class Trace:
         return told
 
 
-def _fixed_profile(bits: tuple[Bits, ...], threads: int) -> Callable[..., Any]:
+def fixed_profile(bits: tuple[Bits, ...], threads: int) -> Callable[..., Any]:
     """In place of measuring: seconds at every start, and figures that differ every time."""
     from fedpipe_agent.rates import bandwidth_rate, matmul_rate  # noqa: PLC0415 - only agents have it
     from fedpipe_profiles.device import DeviceProfile, Host  # noqa: PLC0415 - same
@@ -106,7 +106,7 @@ def _patch_agent(name: str, seams: Seams, seams_path: Path) -> None:
     if seams.trainer == "echo" and not seams.hooks:
         trainer = ["benchmarks.echo_trainer"]
     trainer_process.TRAINER_COMMAND = (sys.executable, "-m", *trainer)  # type: ignore[assignment]  # longer than the real one
-    run.probe_device = _fixed_profile(seams.bits, seams.threads)  # type: ignore[attr-defined]  # its name there is the seam
+    run.probe_device = fixed_profile(seams.bits, seams.threads)  # type: ignore[attr-defined]  # its name there is the seam
 
 
 def _patch_coordinator_trace(trace: Trace) -> None:

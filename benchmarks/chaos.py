@@ -65,7 +65,7 @@ class Chaos:
         Raises:
             FleetError: if it has problems.
         """
-        yard = self._ready()
+        yard = self._ready(UNDISTURBED)
         start = yard.hits()
         outcome = yard.run(UNDISTURBED)
         self.expected = outcome.evidence
@@ -81,7 +81,7 @@ class Chaos:
         assert self.expected is not None
         outcome = None
         try:
-            yard = self._ready()
+            yard = self._ready(trial)
             yard.hits()
             outcome = yard.run(trial)
             problems = [*problems_of(outcome.evidence, self.expected), *outcome.problems]
@@ -115,15 +115,16 @@ class Chaos:
         seconds = 0.0 if outcome is None else outcome.seconds
         print(f"{trial.name:90} {trial.hits:5} hits {fired} kills {seconds:5.1f} s  {said}", flush=True)
         if problems and self._yard is not None:
-            print(self._yard.state(), flush=True)
+            if outcome is None or outcome.late:
+                print(self._yard.state(), flush=True)
             self.end()
 
-    def _ready(self) -> Yard:
-        if self._yard is None or self._runs >= FRESH_EVERY:
+    def _ready(self, trial: Trial) -> Yard:
+        if self._yard is None or self._runs >= FRESH_EVERY or trial.fresh:
             self.end()
             folder = Path(tempfile.mkdtemp(prefix="fedpipe-chaos-"))
             self._stack = ExitStack()
-            self._yard = self._stack.enter_context(Yard(folder, self.job, **self.options))
+            self._yard = self._stack.enter_context(Yard(folder, self.job, first=trial, **self.options))
         self._runs += 1
         return self._yard
 
@@ -136,9 +137,10 @@ def run_all(chaos: Chaos, given: argparse.Namespace) -> Atlas:
     late: list[Trial] = []
     for trial in walk:
         outcome = chaos.go(trial)
-        if outcome is not None and outcome.fired < len(trial.kills):
-            other = atlas.again(trial, given.seed)
-            outcome = chaos.go(other) if other is not None else outcome
+        for other in atlas.again(trial, given.seed):
+            if outcome is None or outcome.fired >= len(trial.kills):
+                break
+            trial, outcome = other, chaos.go(other)  # noqa: PLW2901 - the way that reached it is what is followed
         if outcome is not None and outcome.fired:
             late += [each for each in atlas.discovered(trial, outcome.hits) if given.only == "*"]
     print(f"{len(late)} more hooks are passed after a kill", flush=True)

@@ -39,10 +39,14 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run with its kills, each ordered when the one before was carried out; the last is the one on trial."""
+    """One run with its kills, each ordered when the one before was carried out; the last is the one on trial.
+
+    `fresh`: the first order is given before the fleet starts for the first time.
+    """
 
     kills: tuple[Kill, ...]
     hits: int = 0
+    fresh: bool = False
 
     @property
     def name(self) -> str:
@@ -107,13 +111,17 @@ class Atlas:
                     found.append(Trial((*trial.kills, Kill(label, hook)), each[hook]))
         return found
 
-    def again(self, trial: Trial, seed: int) -> Trial | None:
-        """Another way to a hook that was not reached, if there is one: through a restart of its process."""
-        kill = trial.kills[-1]
-        if len(trial.kills) > 1 or kill.broker:
-            return None
-        draw = random.Random(f"again/{seed}/{trial.name}")
-        return Trial((self._first(kill.label, draw), Kill(kill.label, kill.hook)), trial.hits)
+    def again(self, trial: Trial, seed: int) -> list[Trial]:
+        """Other ways to a hook that was not reached: a restart of its process, of the broker, the very first start."""
+        kill, draw = trial.kills[-1], random.Random(f"again/{seed}/{trial.name}")
+        if kill.broker:
+            return []
+        target, first = Kill(kill.label, kill.hook), self._first("coordinator-coordinator", draw)
+        return [
+            Trial((self._first(kill.label, draw), target), trial.hits),
+            Trial((Kill(first.label, first.hook, first.nth, broker=True), target), trial.hits),
+            Trial((target,), trial.hits, fresh=True),
+        ]
 
     def _reach(self, hook: str, draw: random.Random) -> Trial:
         if any(hook in each for each in self.run.values()):
@@ -125,9 +133,10 @@ class Atlas:
 
     def _first(self, label: str, draw: random.Random) -> Kill:
         """A kill in mid-run."""
-        steady = sorted(hook for hook, hits in self.run[label].items() if hits > 1 and hook.endswith(":before"))
-        hook = draw.choice(steady or sorted(self.run[label]))
-        return Kill(label, hook, draw.randint(1, self.run[label][hook]))
+        passed = self.run.get(label, {})
+        steady = sorted(hook for hook, hits in passed.items() if hits > 1 and hook.endswith(":before"))
+        hook = draw.choice(steady or sorted(passed) or ["none"])
+        return Kill(label, hook, draw.randint(1, passed.get(hook, 1)))
 
     def _pick(self, hook: str, draw: random.Random) -> tuple[Kill, int]:
         label = draw.choice(sorted(label for label, each in self.run.items() if hook in each))

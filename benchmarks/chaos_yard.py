@@ -26,18 +26,34 @@ from fedpipe_coordinator.broker import find_mosquitto
 AGENTS, ROUNDS = 4, 6
 MARK = "FEDPIPE_BENCHMARK_FLEET"
 SETTLE_S = 20.0
+QUIET_S = 0.15
 BROKER_PATIENCE_S = 2.0
 
 
 @dataclass
 class Outcome:
-    """What became of a trial."""
+    """What became of a trial; `late` if it took longer than it may."""
 
     evidence: Evidence
     problems: list[str]
     fired: int
     seconds: float
     hits: dict[str, dict[str, int]]
+    late: bool
+
+
+@dataclass
+class _Rest:
+    """When a run that is over may be judged: as soon as all has been quiet for a moment, or after `SETTLE_S`."""
+
+    over_at: float | None = None
+    clean_at: float | None = None
+
+    def reached(self, now: float, *, over: bool, clean: bool) -> bool:
+        self.over_at = (self.over_at or now) if over else None
+        self.clean_at = (self.clean_at or now) if clean else None
+        quiet = self.clean_at is not None and now - self.clean_at >= QUIET_S
+        return quiet or (self.over_at is not None and now - self.over_at >= SETTLE_S)
 
 
 @dataclass
@@ -49,17 +65,20 @@ class Yard:
         job: What every run works on.
         trainer: What the agents start.
         limit_s: How long a run may take, kills included.
+        first: A trial whose first order may hold for the first start already.
         restart_broker: The harness starts a Mosquitto again that its coordinator leaves dead.
     """
 
     folder: Path
     job: JobSize
+    first: Trial
     trainer: Any = "echo"
     limit_s: float = 90.0
     restart_broker: bool = False
     dataset: Path | None = None
     counters: Counters = field(default_factory=Counters)
     _stack: ExitStack = field(default_factory=ExitStack)
+    _broker_seen: float = 0.0
     _orders: dict[str, OrderFile] = field(default_factory=dict)
     _read: dict[Path, int] = field(default_factory=dict)
     _broker: subprocess.Popen[bytes] | None = None
@@ -74,7 +93,9 @@ class Yard:
             self.labels += [f"trainer-{name}" for name in self.fleet.agents]
             for label in self.labels:
                 self._orders[label] = stack.enter_context(OrderFile(self.folder / f"{label}.order"))
-            self.fleet.start()
+            if self.first.fresh:
+                self._order(self.first, 0)
+            self._start()
             self._listener = stack.enter_context(Listener(self.fleet.port))
             stack.callback(self._end_broker)
             self._job_file = self.fleet.write_job(self.job)
@@ -94,22 +115,24 @@ class Yard:
         """
         began = time.monotonic()
         fired = 0
-        for order in self._orders.values():
-            order.clear()
-        self._order(trial, 0)
+        if not trial.fresh:
+            self._clear()
+            self._order(trial, 0)
         run = self._submit(began)
-        while time.monotonic() - began < self.limit_s:
+        rest = _Rest()
+        while (now := time.monotonic()) - began < self.limit_s:
             self._revive()
             if fired < len(trial.kills) and self._orders[trial.kills[fired].label].fired:
                 fired += 1
                 self._order(trial, fired)
-            if self.fleet.summary_phase(run) in OVER and self._at_rest():
+            over = self.fleet.summary_phase(run) in OVER and self._at_rest()
+            if rest.reached(now, over=over, clean=over and not self._left_behind()):
                 break
             time.sleep(0.02)
-        for order in self._orders.values():
-            order.clear()
+        self._clear()
         evidence, problems = self._gather(run)
-        return Outcome(evidence, problems, fired, time.monotonic() - began, self.hits())
+        seconds = time.monotonic() - began
+        return Outcome(evidence, problems, fired, seconds, self.hits(), late=seconds > self.limit_s)
 
     def hits(self) -> dict[str, dict[str, int]]:
         """What every process passed since the last call."""
@@ -145,8 +168,6 @@ class Yard:
         elif time.monotonic() - self._broker_seen > BROKER_PATIENCE_S:
             self._start_broker()
 
-    _broker_seen: float = 0.0
-
     def _broker_pid(self) -> int | None:
         if self._broker is not None and self._broker.poll() is None:
             return self._broker.pid
@@ -164,7 +185,21 @@ class Yard:
             self._broker.wait()
             self._broker = None
 
+    def _clear(self) -> None:
+        for order in self._orders.values():
+            order.clear()
+
     # --- around a run -------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        began = time.monotonic()
+        for name in self.fleet.names:
+            self.fleet.start_one(name)
+        while not self.fleet.is_whole():
+            self.fleet.revive()
+            if time.monotonic() - began > self.limit_s:
+                raise FleetError(f"not all agents are online within {self.limit_s:.0f} s\n{self.state()}")
+            time.sleep(0.05)
 
     def _submit(self, began: float) -> str:
         known = set(self._run_names())
@@ -189,14 +224,10 @@ class Yard:
         return all(self.fleet.exit_code(name) is None for name in self.fleet.names) and self.fleet.is_whole()
 
     def _left_behind(self) -> list[str]:
-        """Processes of this fleet beyond those that must be there; trainers get some seconds to end."""
-        deadline = time.monotonic() + SETTLE_S
-        while True:
-            wanted = {os.getpid(), *(self.fleet.pid(name) for name in self.fleet.names), self._broker_pid()}
-            left = [pid for pid in processes.marked(f"{MARK}={self.folder}") if pid not in wanted]
-            if not left or time.monotonic() > deadline:
-                return [f"{pid} {processes.command_line(pid)[:120]}" for pid in left]
-            time.sleep(0.02)
+        """Processes of this fleet beyond those that must be there."""
+        wanted = {os.getpid(), *(self.fleet.pid(name) for name in self.fleet.names), self._broker_pid()}
+        left = [pid for pid in processes.marked(f"{MARK}={self.folder}") if pid not in wanted]
+        return [f"{pid} {processes.command_line(pid)[:120]}" for pid in left]
 
     def _gather(self, run: str) -> tuple[Evidence, list[str]]:
         folder = self.fleet.run_folder(run)

@@ -107,7 +107,7 @@ def statement_name(sql: str) -> str | None:
     if not words or text.startswith(_READING) or (text.startswith("PRAGMA") and "=" not in text):
         return None
     verb = words[0].lower()
-    for before in ("INTO", "UPDATE", "FROM", "TABLE", "EXISTS"):
+    for before in ("EXISTS", "INTO", "UPDATE", "FROM", "TABLE", "INDEX"):
         upper = [word.upper() for word in words]
         if before in upper[:-1]:
             return f"sql-{verb}-{words[upper.index(before) + 1].strip('(;').lower()}"
@@ -130,6 +130,10 @@ def _wrap_sqlite(hooks: Hooks) -> None:
         def executemany(self, sql: str, values: Iterable[Any], /) -> sqlite3.Cursor:
             run: Callable[..., sqlite3.Cursor] = _wrapped(hooks, statement_name(sql) or "sql-many", super().executemany)
             return run(sql, values)
+
+        def executescript(self, sql: str, /) -> sqlite3.Cursor:
+            run: Callable[..., sqlite3.Cursor] = _wrapped(hooks, "sql-script", super().executescript)
+            return run(sql)
 
         def commit(self) -> None:
             _wrapped(hooks, "sql-commit", super().commit)()

@@ -52,14 +52,14 @@ def cpu_s(pid: int) -> float:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started, of all its threads."""
+    """The processes that a process has started, of all its threads; those that have ended and wait are left out."""
     found: list[int] = []
     try:
         for task in (_PROC / str(pid) / "task").iterdir():
             found += [int(word) for word in (task / "children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
-        return found
-    return found
+        pass  # it ended while we looked
+    return [each for each in found if command_line(each)]
 
 
 def program(pid: int) -> str:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from benchmarks.chaos_trials import Atlas, Trial, by_kind
 from benchmarks.chaos_yard import AGENTS, ROUNDS, Outcome, Yard
 from benchmarks.echo_trainer import model_name
 from benchmarks.fleet import FleetError, JobSize
+from benchmarks.tiny_model import write_model, write_rows
 
 UNDISTURBED = Trial(())
 FRESH_EVERY = 60
@@ -129,6 +130,17 @@ class Chaos:
         return self._yard
 
 
+def what_to_do(given: argparse.Namespace, folder: Path) -> tuple[JobSize, dict[str, Any]]:
+    """The job, and the options of the fleet; a model and data for the real trainer go into `folder`."""
+    job = JobSize(model_name(8, 64, 64), ROUNDS, 4, AGENTS, deadline_s=40.0, seed=given.seed)
+    options = {"trainer": given.trainer, "limit_s": given.limit_s, "restart_broker": given.restart_broker}
+    if given.trainer == "real":
+        options["dataset"] = write_rows(folder / "rows.jsonl", 200, given.seed)
+        model = str(write_model(folder / "model", given.seed))
+        job = replace(job, model=model, task="sequence-classification", deadline_s=100.0)
+    return job, options
+
+
 def run_all(chaos: Chaos, given: argparse.Namespace) -> Atlas:
     """The undisturbed run, the walk, the hooks that were found on the way, and the random kills."""
     atlas = chaos.record()
@@ -164,13 +176,13 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=90.0, help="for one run")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     given = parser.parse_args()
-    job = JobSize(model_name(8, 64, 64), ROUNDS, 4, AGENTS, deadline_s=40.0, seed=given.seed)
-    options = {"trainer": given.trainer, "limit_s": given.limit_s, "restart_broker": given.restart_broker}
-    chaos, began = Chaos(job, options), time.monotonic()
-    try:
-        atlas = run_all(chaos, given)
-    finally:
-        chaos.end()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fedpipe-chaos-model-") as name:
+        chaos = Chaos(*what_to_do(given, Path(name)))
+        try:
+            atlas = run_all(chaos, given)
+        finally:
+            chaos.end()
     tally, seconds = chaos.tally, time.monotonic() - began
     figures = {
         "hooks": len(atlas.known),

@@ -85,6 +85,7 @@ class Yard:
 
     def __enter__(self) -> Self:
         os.environ[MARK] = str(self.folder)
+        self._stack.callback(os.environ.pop, MARK, None)
         seams = Seams(folder=str(self.folder), hooks=True, trainer=self.trainer)
         settings = FleetSettings(AGENTS, chunk_kib=4, silence_s=20.0)
         with ExitStack() as stack:
@@ -99,7 +100,7 @@ class Yard:
             self._listener = stack.enter_context(Listener(self.fleet.port))
             stack.callback(self._end_broker)
             self._job_file = self.fleet.write_job(self.job)
-            self._stack = stack.pop_all()
+            self._stack.push(stack.pop_all().__exit__)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -42,7 +42,7 @@ class FleetSettings:
 
 @dataclass(frozen=True, slots=True)
 class JobSize:
-    """What a job of the echo trains; every weight gets all components, so an update is as large as the adapter."""
+    """What a job trains; every weight gets all components, so an update is as large as the adapter."""
 
     model: str
     rounds: int
@@ -50,6 +50,7 @@ class JobSize:
     min_agents: int
     deadline_s: float = 100.0
     seed: int = 3
+    task: str = "causal-lm"
 
 
 @dataclass
@@ -216,7 +217,7 @@ class Fleet:
 [job]
 name = "echo"
 model = {json.dumps(size.model)}
-task = "causal-lm"
+task = {json.dumps(size.task)}
 seed = {size.seed}
 
 [data]

@@ -85,10 +85,10 @@ class Yard:
 
     def __enter__(self) -> Self:
         os.environ[MARK] = str(self.folder)
-        self._stack.callback(os.environ.pop, MARK, None)
         seams = Seams(folder=str(self.folder), hooks=True, trainer=self.trainer)
         settings = FleetSettings(AGENTS, chunk_kib=4, silence_s=20.0)
         with ExitStack() as stack:
+            stack.callback(os.environ.pop, MARK, None)
             self.fleet = stack.enter_context(Fleet(self.folder, settings, seams, dataset=self.dataset))
             self.labels = ["coordinator-coordinator", *(f"agent-{name}" for name in self.fleet.agents)]
             self.labels += [f"trainer-{name}" for name in self.fleet.agents]
@@ -100,7 +100,7 @@ class Yard:
             self._listener = stack.enter_context(Listener(self.fleet.port))
             stack.callback(self._end_broker)
             self._job_file = self.fleet.write_job(self.job)
-            self._stack.push(stack.pop_all().__exit__)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -30,12 +30,12 @@ def write_model(folder: Path, seed: int) -> Path:
     transformers.logging.disable_progress_bar()
     transformers.BertModel(config).save_pretrained(folder)
     words = {word: index for index, word in enumerate((*SPECIAL, *_words()))}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))  # noqa: S106 - a word, not a secret
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        unk_token="<unk>",  # noqa: S106 - same
-        pad_token="<pad>",  # noqa: S106 - same
+        unk_token="<unk>",
+        pad_token="<pad>",
     ).save_pretrained(folder)
     return folder
 

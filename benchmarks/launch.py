@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import Field
@@ -50,6 +51,17 @@ class Seams(Value):
 def command(kind: Kind, name: str, seams: Path, *arguments: str) -> list[str]:
     """What `python -m` is given to start such a process."""
     return ["benchmarks.launch", "--kind", kind, "--name", name, "--seams", str(seams), "--", *arguments]
+
+
+def replace(module: ModuleType, name: str, value: object) -> None:
+    """Put something in the place of a name that a module has.
+
+    Raises:
+        AttributeError: if it has no such name: a seam that fits nothing must not pass for one that does.
+    """
+    if not hasattr(module, name):
+        raise AttributeError(f"{module.__name__} has no {name!r} any more: look where the benchmarks' seam must go")
+    setattr(module, name, value)
 
 
 class Trace:
@@ -105,15 +117,15 @@ def _patch_agent(name: str, seams: Seams, seams_path: Path) -> None:
     trainer = command("trainer", name, seams_path)
     if seams.trainer == "echo" and not seams.hooks:
         trainer = ["benchmarks.echo_trainer"]
-    trainer_process.TRAINER_COMMAND = (sys.executable, "-m", *trainer)  # type: ignore[assignment]  # longer than the real one
-    run.probe_device = fixed_profile(seams.bits, seams.threads)  # type: ignore[attr-defined]  # its name there is the seam
+    replace(trainer_process, "TRAINER_COMMAND", (sys.executable, "-m", *trainer))
+    replace(run, "probe_device", fixed_profile(seams.bits, seams.threads))
 
 
 def _patch_coordinator_trace(trace: Trace) -> None:
     from fedpipe_coordinator import work  # noqa: PLC0415 - only the coordinator has it
 
     for name in ("make_plans", "aggregate", "aggregate_files", "take_in"):
-        setattr(work, name, trace.around(f"work-{name}", getattr(work, name)))
+        replace(work, name, trace.around(f"work-{name}", getattr(work, name)))
 
 
 def _install_hooks(kind: Kind, name: str, folder: Path) -> None:
@@ -126,8 +138,7 @@ def _install_hooks(kind: Kind, name: str, folder: Path) -> None:
     if kind == "coordinator":
         from fedpipe_coordinator import work  # noqa: PLC0415 - only the coordinator has it
 
-        witnessed = witness.of_aggregation(work.aggregate_files)  # type: ignore[attr-defined]  # imported there: the seam
-        work.aggregate_files = witnessed  # type: ignore[attr-defined]  # same
+        replace(work, "aggregate_files", witness.of_aggregation(vars(work)["aggregate_files"]))
     install(Hooks(kind, OrderFile(folder / f"{label}.order"), folder / f"{label}.hits"), witness.published)
 
 

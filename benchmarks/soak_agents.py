@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.echo_trainer import Echo
-from benchmarks.launch import fixed_profile
+from benchmarks.launch import fixed_profile, replace
 from fedpipe_agent import daemon, trainer_process
 from fedpipe_agent.agent_events import TrainerEnded, TrainerReplied
 from fedpipe_agent.cli import run
@@ -66,13 +66,13 @@ class Leaving(daemon.Daemon):
 
 def prepare() -> None:
     """Replace what an agent in a thread cannot have: signals, a trainer process, a measurement of seconds."""
-    run.signal = SimpleNamespace(signal=lambda *_: None, SIGTERM=15, SIGINT=2)  # type: ignore[attr-defined,assignment]  # imported there: the seam
-    run.probe_device = fixed_profile((32,), 1)  # type: ignore[attr-defined]  # same
-    run.Daemon = Leaving  # type: ignore[attr-defined]  # same
+    replace(run, "signal", SimpleNamespace(signal=lambda *_: None, SIGTERM=15, SIGINT=2))
+    replace(run, "probe_device", fixed_profile((32,), 1))
+    replace(run, "Daemon", Leaving)
     original = trainer_process.TrainerProcess
     for name, module in list(sys.modules.items()):
         if name.startswith("fedpipe_agent") and getattr(module, "TrainerProcess", None) is original:
-            module.TrainerProcess = EchoInThread  # type: ignore[attr-defined]  # same
+            replace(module, "TrainerProcess", EchoInThread)
 
 
 def live(folder: Path, seed: int, stay_s: float, away_s: float) -> None:

@@ -97,9 +97,9 @@ def step(state: Admission, event: AdmissionEvent, now: float) -> Outcome:
         return state, ()
     match event:
         case Up():
-            return replace(state, standing="asking", ask_at=now + UNANSWERED_S), (SayOnline(),)
+            return replace(_become(_become(state, "away"), "asking"), ask_at=now + UNANSWERED_S), (SayOnline(),)
         case Down():
-            return replace(state, standing="away"), ()
+            return _become(state, "away"), ()
         case _ if state.standing == "away":
             return state, ()  # a word from before the connection was lost
         case Woke():
@@ -108,21 +108,26 @@ def step(state: Admission, event: AdmissionEvent, now: float) -> Outcome:
             # What the broker keeps as this agent's presence is now another's.
             return state, (SayOnline(),) if state.standing == "welcome" else ()
         case Welcome():
-            return replace(state, standing="welcome", turned_at=None), (LetIn(),)
+            return replace(_become(state, "welcome"), turned_at=None), (LetIn(),)
         case TurnedAway(reason=reason):
             return _turned_away(state, reason, now)
 
 
+def _become(state: Admission, standing: Standing) -> Admission:
+    assert state.standing == standing or (state.standing, standing) in TRANSITIONS, (state, standing)
+    return replace(state, standing=standing)
+
+
 def _turned_away(state: Admission, reason: str, now: float) -> Outcome:
-    told = () if state.standing == "turned-away" or (state.turned_at is not None) else (Stand(reason),)
+    told = (Stand(reason),) if state.turned_at is None else ()
     turned_at = now if state.turned_at is None else state.turned_at
     ask_at = state.ask_at if state.standing == "turned-away" else now + ASK_AGAIN_S
-    return replace(state, standing="turned-away", turned_at=turned_at, ask_at=ask_at), told
+    return replace(_become(state, "turned-away"), turned_at=turned_at, ask_at=ask_at), told
 
 
 def _woke(state: Admission, now: float) -> Outcome:
     if state.turned_at is not None and now - state.turned_at >= PATIENCE_S:
-        return replace(state, standing="over"), (GiveUp(),)
+        return _become(state, "over"), (GiveUp(),)
     if state.standing == "welcome" or now < state.ask_at:
         return state, ()
     wait_s = ASK_AGAIN_S if state.standing == "turned-away" else UNANSWERED_S

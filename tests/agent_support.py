@@ -70,7 +70,7 @@ TERMS = JobTerms(
 
 def setup(agent: str = "a", **more: Any) -> Setup:
     fields: dict[str, Any] = {"profile": device(agent), "datasets": {"words": DatasetSource(path=Path("words.csv"))}}
-    return Setup(state=Path("state"), **(fields | more))
+    return Setup(**({"state": Path("state")} | fields | more))
 
 
 def survey_task(run: str = RUN) -> SurveyTask:

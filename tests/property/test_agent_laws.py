@@ -243,6 +243,7 @@ class AnyAgent(RuleBasedStateMachine):
     @rule(last=st.booleans())
     def killed_as_the_trainer_answers(self, *, last: bool) -> None:
         """The answer is in the journal, or is lost with the trainer; in the end the same is said."""
+        assert self.hands is not None
         answers = replies(self.hands)
         self._hands_done()
         if last or len(answers) == 1:
@@ -285,6 +286,7 @@ class AnyAgent(RuleBasedStateMachine):
     @precondition(lambda self: isinstance(self.hands, TrainRequest))
     @rule(with_name=st.booleans())
     def the_disk_takes_no_update(self, *, with_name: bool) -> None:
+        assert self.hands is not None
         answers, self.hands = replies(self.hands), None
         for reply in answers:
             actions = self.agent(TrainerReplied(reply))

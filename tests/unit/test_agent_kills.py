@@ -27,7 +27,7 @@ from fedpipe_agent.shelf import Shelf
 from fedpipe_agent.state_folder import StateFolder
 from fedpipe_agent.trainer_seat import TrainerSeat
 from fedpipe_wire.memory import MemoryBroker, MemoryTransport
-from fedpipe_wire.messages import Evaluated
+from fedpipe_wire.messages import Evaluated, Trained
 
 STUB = Path(__file__).parents[1] / "stub_trainer.py"
 HOOKS: tuple[tuple[type, str], ...] = (
@@ -187,6 +187,30 @@ def test_a_kill_at_any_of_its_writes_changes_nothing_that_is_taken(
         left = {path.name for path in (machine.folder / "state" / "blobs").iterdir()}
         assert left <= {desk.adapter.sha256}, where
         assert not list((machine.folder / "state").glob("update*")), where
+
+
+def test_an_update_is_in_the_journal_and_in_the_outbox_before_it_is_offered(
+    tmp_path: Path, stub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del stub
+    publish, offered = Mouth._publish, []
+
+    def looking(mouth: Mouth, message: Any) -> bool:
+        if isinstance(message, Trained):
+            offered.append(message)
+            saved = machine.state.journal.load()
+            assert saved is not None
+            assert message in saved[0].outbox
+            assert (machine.state.blobs / message.update.sha256).stat().st_size == message.update.size
+        return publish(mouth, message)
+
+    monkeypatch.setattr(Mouth, "_publish", looking)
+    machine = Machine(tmp_path / "machine")
+    (tmp_path / "machine").mkdir()
+    desk = Desk(MemoryTransport(machine.broker, "desk"), tmp_path / "desk", machine.clock)
+    machine.run(desk)
+    machine.kill()
+    assert len(offered) >= 2
 
 
 def test_a_trainer_that_dies_once_leaves_the_same_update_and_nobody_hears_of_it(tmp_path: Path, stub: Path) -> None:

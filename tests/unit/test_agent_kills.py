@@ -4,32 +4,22 @@ The journal, the blobs and the trainer are real; the broker is in this process, 
 handles, after which only the disk is left.
 """
 
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 import pytest
-from agent_desk import AGENT, TOPICS, Desk, write_answers
-from agent_support import setup
-from run_support import device
+from agent_desk import Desk
+from agent_in_process import KilledError, Machine, new_machine, use_stub_trainer
 
-from fedpipe_agent import trainer_process
-from fedpipe_agent.daemon import Daemon
-from fedpipe_agent.identity import Identity
 from fedpipe_agent.journal import Journal
 from fedpipe_agent.mouth import Mouth
 from fedpipe_agent.shelf import Shelf
-from fedpipe_agent.state_folder import StateFolder
 from fedpipe_agent.trainer_seat import TrainerSeat
-from fedpipe_wire.memory import MemoryBroker, MemoryTransport
 from fedpipe_wire.messages import Evaluated, Trained
 
-STUB = Path(__file__).parents[1] / "stub_trainer.py"
 HOOKS: tuple[tuple[type, str], ...] = (
     (Journal, "save"),
     (Mouth, "_publish"),
@@ -41,11 +31,6 @@ HOOKS: tuple[tuple[type, str], ...] = (
     (TrainerSeat, "ask"),
 )
 """Before and after each of these, a kill may come."""
-LIMIT = 4000
-
-
-class KilledError(BaseException):
-    """Nothing handles it."""
 
 
 @dataclass
@@ -71,79 +56,9 @@ class Hooks:
         return hooked
 
 
-@dataclass
-class Machine:
-    """One machine: a clock that goes on while nothing happens, a disk, and at most one agent."""
-
-    folder: Path
-    broker: MemoryBroker = field(default_factory=MemoryBroker)
-    now: float = 1000.0
-    starts: int = 0
-    logged: list[str] = field(default_factory=list)
-    daemon: Daemon | None = None
-
-    def clock(self) -> float:
-        return self.now
-
-    def start(self) -> None:
-        self.starts += 1
-        self.state = StateFolder(self.folder / "state").__enter__()
-        identity = Identity(AGENT, TOPICS, f"session-{self.starts}", self.state.instance)
-        self.transport = MemoryTransport(self.broker, identity.client_id, will=identity.will())
-        mine = setup(AGENT, profile=device(AGENT), state=self.state.path)
-        self.daemon = Daemon(
-            identity, self.transport, self.state, mine, self.logged.append, clock=self.clock, oom_kills=lambda: 0
-        )
-        self.daemon._remember()
-        self.transport.subscribe(TOPICS.all_down(AGENT))
-        self.transport.subscribe(TOPICS.all_broadcast())
-        self.transport.start()
-
-    def pump(self) -> bool:
-        assert self.daemon is not None
-        self.daemon._tick(self.now)
-        moved = False
-        while True:
-            try:
-                event = self.transport.events.get_nowait()
-            except Empty:
-                return moved
-            moved = True
-            self.daemon._handle(event)
-
-    def kill(self) -> None:
-        assert self.daemon is not None
-        self.transport.kill()
-        self.daemon._seat.end()
-        self.daemon._shelf.receiver.close()
-        self.state.__exit__(None, None, None)
-        self.daemon = None
-
-    def run(self, desk: Desk) -> None:
-        """Until the desk has all it asked for, and the agent knows it; killed, it is started again."""
-        for _ in range(LIMIT):
-            try:
-                if self.daemon is None:
-                    self.start()
-                moved = self.pump()
-            except KilledError:
-                self.kill()
-                moved = True
-            moved = desk.pump() or moved
-            if desk.done and self.daemon and not self.daemon._state.memory.outbox and not moved:
-                return
-            if not moved:
-                self.now += 0.1
-                time.sleep(0.002)
-        raise AssertionError(f"round {desk.round} does not end: {self.logged[-5:]}")
-
-
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    answers = write_answers(tmp_path / "answers.json")
-    command = (sys.executable, "-I", "-S", str(STUB), str(answers))
-    monkeypatch.setattr(trainer_process, "TRAINER_COMMAND", command)
-    return answers
+    return use_stub_trainer(tmp_path, monkeypatch)
 
 
 def _hooked(monkeypatch: pytest.MonkeyPatch, hooks: Hooks) -> None:
@@ -152,9 +67,7 @@ def _hooked(monkeypatch: pytest.MonkeyPatch, hooks: Hooks) -> None:
 
 
 def _run(folder: Path) -> tuple[Machine, Desk]:
-    folder.mkdir()
-    machine = Machine(folder)
-    desk = Desk(MemoryTransport(machine.broker, "desk"), folder / "desk", machine.clock)
+    machine, desk = new_machine(folder)
     machine.run(desk)
     machine.kill()
     return machine, desk
@@ -205,9 +118,7 @@ def test_an_update_is_in_the_journal_and_in_the_outbox_before_it_is_offered(
         return publish(mouth, message)
 
     monkeypatch.setattr(Mouth, "_publish", looking)
-    machine = Machine(tmp_path / "machine")
-    (tmp_path / "machine").mkdir()
-    desk = Desk(MemoryTransport(machine.broker, "desk"), tmp_path / "desk", machine.clock)
+    machine, desk = new_machine(tmp_path / "machine")
     machine.run(desk)
     machine.kill()
     assert len(offered) >= 2

@@ -126,8 +126,8 @@ class Shelf:
     def _telling(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            self._log(f"a file that is not needed cannot be removed from {self._folder.path}: {error.strerror}")
+        except (OSError, BlobError) as error:
+            self._log(f"a file that is not needed cannot be removed from {self._folder.path}: {error}")
 
     def _move(self, path: Path, sha256: str) -> None:
         try:

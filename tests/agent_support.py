@@ -11,15 +11,18 @@ from fedpipe_agent.agent_events import (
     AgentAction,
     AgentEvent,
     Ask,
+    NameUpdate,
     Say,
     ShelveUpdate,
     StopTrainer,
     TaskCame,
     TrainerReplied,
+    UpdateNamed,
     UpdateShelved,
 )
 from fedpipe_agent.checks import Setup
 from fedpipe_agent.machine import step
+from fedpipe_agent.memory import Memory
 from fedpipe_agent.state import AgentState
 from fedpipe_agent.trainer_protocol import (
     EvaluatedReply,
@@ -67,7 +70,7 @@ TERMS = JobTerms(
 
 def setup(agent: str = "a", **more: Any) -> Setup:
     fields: dict[str, Any] = {"profile": device(agent), "datasets": {"words": DatasetSource(path=Path("words.csv"))}}
-    return Setup(state=Path("state"), **(fields | more))
+    return Setup(**({"state": Path("state")} | fields | more))
 
 
 def survey_task(run: str = RUN) -> SurveyTask:
@@ -151,10 +154,21 @@ class DriveAgent:
         """Let the trainer answer its last request, and the outbox take the update; what is said then."""
         before = len(self.actions)
         for reply in replies(self.all(Ask)[-1].request):
-            for action in self.reply(reply):
-                if isinstance(action, ShelveUpdate):
-                    self(UpdateShelved(self.update()))
+            self.keep(self.reply(reply))
         return said(self.actions[before:])
+
+    def keep(self, actions: tuple[AgentAction, ...]) -> None:
+        """Let the disk do what is asked of it for the update."""
+        for action in actions:
+            if isinstance(action, NameUpdate):
+                self.keep(self(UpdateNamed(self.update())))
+            elif isinstance(action, ShelveUpdate):
+                self(UpdateShelved(action.ref))
+
+    def restarted(self, after_s: float = 0.0) -> "DriveAgent":
+        """The agent after a kill: what is in its journal, and nothing else; it was not let in yet."""
+        memory = Memory.model_validate_json(self.state.memory.model_dump_json(exclude_none=True))
+        return DriveAgent(AgentState(setup=self.state.setup, memory=memory, loaded=True), self.now + after_s)
 
     def update(self) -> BlobRef:
         """The reference of the present task's update: a function of the task."""

@@ -92,8 +92,13 @@ def kill(child: Child) -> None:
 
 def child_of(pid: int) -> int:
     """The one child that a process has."""
-    (found,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(found)
+    (found,) = children_of(pid)
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    """The children that a process's first thread has started, and that it has not yet taken leave of."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -150,6 +155,10 @@ class Federation:
         """`fedpipe-agent run` with settings of its own; returns at once."""
         path = self.write_agent(name, datasets, limits)
         return self._start(name, ["fedpipe_agent", "run", "--config", str(path)])
+
+    def start_module(self, name: str, *arguments: str | Path) -> Child:
+        """`python -m ARGUMENTS` in the place of an agent or the coordinator; returns at once."""
+        return self._start(name, [str(argument) for argument in arguments])
 
     def wait_for_agents(self, *names: str) -> None:
         """Wait until `fedpipe agents` shows them online."""

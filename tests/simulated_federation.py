@@ -1,7 +1,7 @@
 """A whole federation without clock, disk or network: the coordinator's machine and the agents' machines, joined.
 
-Owns the network that delays, reorders, doubles and drops messages, and what a registry, a blob transfer and a trainer
-would do. Heavy work is stood in for by names that are functions of what they are made of.
+Owns the network that delays, reorders, doubles and drops messages, the silos' disks, and what a registry, a blob
+transfer and a trainer would do. Heavy work is stood in for by names that are functions of what they are made of.
 """
 
 from collections import Counter
@@ -13,6 +13,8 @@ from typing import Any, cast
 from agent_support import DriveAgent, replies, setup
 from run_support import Drive, aggregated, device, name_of, planned, ref
 
+from fedpipe_agent import admission
+from fedpipe_agent.admission import Admission, AdmissionEvent, Down, LetIn, SayOnline, Up, Woke
 from fedpipe_agent.agent_events import (
     Acknowledged,
     AdapterReady,
@@ -20,16 +22,20 @@ from fedpipe_agent.agent_events import (
     Ask,
     DropUpdate,
     FetchAdapter,
+    NameUpdate,
     Say,
     ShelveUpdate,
     StopTrainer,
     TaskCame,
+    TrainerEnded,
     TrainerReplied,
+    UpdateNamed,
     UpdateShelved,
+    Welcomed,
 )
 from fedpipe_agent.agent_events import Ticked as AgentTicked
 from fedpipe_agent.state import AgentState
-from fedpipe_agent.trainer_protocol import ErrorReply, OpenRequest, Request, TrainRequest
+from fedpipe_agent.trainer_protocol import ErrorReply, OpenRequest, Request, TrainedReply, TrainRequest
 from fedpipe_coordinator.resume import resume
 from fedpipe_coordinator.run_events import (
     AgentOffline,
@@ -48,7 +54,7 @@ from fedpipe_coordinator.run_events import (
     UpdateStored,
 )
 from fedpipe_coordinator.run_state import RunState
-from fedpipe_wire.messages import Ack, BlobRef, Progress, Task
+from fedpipe_wire.messages import Ack, BlobRef, Progress, Task, Welcome
 
 NAMES = ("a", "b", "c")
 ROUNDS = 3
@@ -56,20 +62,46 @@ ROUNDS = 3
 
 @dataclass
 class Silo:
-    """An agent with its trainer and outbox; restarting it loses everything but its name."""
+    """An agent with its trainer and its disk.
+
+    Attributes:
+        doom: After so many more steps its process dies, before it does what the step asks for.
+        kept: The rounds whose training is done and written down.
+        repeated: Those of them that were trained again.
+    """
 
     name: str
     session: int = 1
     drive: DriveAgent = field(default_factory=DriveAgent)
+    admission: Admission = field(default_factory=lambda: Admission(""))
+    held: list[Task | Ack] = field(default_factory=list)
+    written: BlobRef | None = None
     outbox: set[str] = field(default_factory=set)
     hands: list[Request] = field(default_factory=list)
     awaited: list[BlobRef] = field(default_factory=list)
     online: bool = True
+    doom: int | None = None
+    kept: set[int] = field(default_factory=set)
+    repeated: list[int] = field(default_factory=list)
 
-    def restart(self) -> None:
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.session_name)
+
+    @property
+    def session_name(self) -> str:
+        return f"{self.name}-{self.session}"
+
+    def restart(self, *, new_disk: bool = False) -> None:
+        """A new process on the same disk: it removes what its journal does not need. A new disk knows nothing."""
+        said, now = self.drive.actions, self.drive.now
+        empty = AgentState(setup=setup(self.name, profile=device(self.name)))
+        self.drive = DriveAgent(empty, now) if new_disk else self.drive.restarted()
+        self.drive.actions = said
+        memory = self.drive.state.memory
+        self.outbox &= {trained.update.sha256 for trained in memory.outbox}
         self.session += 1
-        self.drive = DriveAgent(AgentState(setup=setup(self.name, profile=device(self.name))), self.drive.now)
-        self.outbox, self.hands, self.awaited = set(), [], []
+        self.admission = Admission(self.session_name)
+        self.hands, self.awaited, self.held, self.doom = [], [], [], None
 
 
 @dataclass
@@ -118,37 +150,87 @@ class World:
                     self.coordinator(aggregated(self.state, item))
             case Export():
                 self.coordinator(Exported({}))
-            case Heard() | AgentOnline():
+            case AgentOnline():
+                self.presence(item)
+            case Heard():
                 self.coordinator(item)
             case _:
                 self.at_agent(self.silos[to], item)
 
+    def presence(self, online: AgentOnline) -> None:
+        """Every presence is answered, before the tasks that it causes are sent."""
+        self.wire.append((online.agent, Welcome(session=online.session)))
+        self.coordinator(online)
+
     # --- an agent -----------------------------------------------------------------------------------------------
 
-    def at_agent(self, silo: Silo, message: Task | Ack) -> None:
+    def at_agent(self, silo: Silo, message: Task | Ack | Welcome) -> None:
         if not silo.online:
             return  # a broker without its session; it is asked again when it is back
-        what = Acknowledged(message) if isinstance(message, Ack) else TaskCame(message)
-        self.act(silo, silo.drive(what))
+        if isinstance(message, Welcome):
+            self.admit(silo, message)
+            return
+        silo.held.append(message)
+        self.hear(silo)
 
-    def act(self, silo: Silo, actions: tuple[AgentAction, ...]) -> None:
+    def hear(self, silo: Silo) -> None:
+        while silo.held and silo.admission.standing == "welcome":
+            message = silo.held.pop(0)
+            what = Acknowledged(message) if isinstance(message, Ack) else TaskCame(message)
+            self.act(silo, silo.drive(what))
+
+    def admit(self, silo: Silo, event: AdmissionEvent) -> None:
+        silo.admission, actions = admission.step(silo.admission, event, silo.drive.now)
         for action in actions:
             match action:
-                case Say(message) if not isinstance(message, Progress):
-                    self.wire.append(("coordinator", Heard(silo.name, cast("Any", message))))
-                case FetchAdapter(blob):
-                    silo.awaited.append(blob)
-                case Ask(OpenRequest() as request):
-                    silo.hands = [request]
-                case Ask(request):
-                    assert not [each for each in silo.hands if not isinstance(each, OpenRequest)]
-                    silo.hands.append(request)
-                case StopTrainer():
-                    silo.hands = []
-                case DropUpdate(sha256):
-                    silo.outbox.discard(sha256)
+                case SayOnline():
+                    self.presence(AgentOnline(silo.name, silo.session_name))
+                case LetIn():
+                    self.act(silo, silo.drive(Welcomed()))
+                    self.hear(silo)
                 case _:
-                    pass
+                    raise AssertionError(f"{silo.name} is turned away")
+
+    def act(self, silo: Silo, actions: tuple[AgentAction, ...]) -> None:
+        """Do what a step asks for, unless its process dies between its journal and that."""
+        if silo.doom is not None and actions:
+            silo.doom -= 1
+            if silo.doom < 0:
+                silo.restart()
+                self.connects(silo)
+                return
+        session = silo.session
+        for action in actions:
+            self.do(silo, action)
+            if silo.session != session:
+                return
+
+    def do(self, silo: Silo, action: AgentAction) -> None:
+        match action:
+            case Say(message) if not isinstance(message, Progress) and silo.admission.standing == "welcome":
+                self.wire.append(("coordinator", Heard(silo.name, cast("Any", message))))
+            case FetchAdapter(blob):
+                silo.awaited.append(blob)
+            case Ask(OpenRequest() as request):
+                silo.hands = [request]
+            case Ask(request):
+                assert not [each for each in silo.hands if not isinstance(each, OpenRequest)]
+                silo.hands.append(request)
+                if isinstance(request, TrainRequest) and request.plan.round in silo.kept:
+                    silo.repeated.append(request.plan.round)
+            case NameUpdate():
+                assert silo.written is not None
+                self.act(silo, silo.drive(UpdateNamed(silo.written)))
+            case ShelveUpdate(_, blob):
+                assert blob.sha256 in silo.outbox or blob == silo.written, "the update is gone"
+                silo.outbox.add(blob.sha256)
+                self.act(silo, silo.drive(UpdateShelved(blob)))
+            case StopTrainer():
+                silo.hands = []
+            case DropUpdate(sha256):
+                silo.outbox.discard(sha256)
+            case _:
+                pass
 
     def work(self, silo: Silo) -> bool:
         """Let one thing happen at an agent: its adapter comes, or its trainer answers."""
@@ -158,22 +240,23 @@ class World:
             return True
         if not silo.hands:
             return False
-        request = silo.hands.pop(0)
+        request, session = silo.hands.pop(0), silo.session
         for reply in replies(request):
+            if isinstance(reply, TrainedReply) and isinstance(request, TrainRequest):
+                plan = request.plan
+                silo.written = ref(name_of("update", silo.name, plan.round, request.adapter, plan.model_dump_json()))
             actions = silo.drive(TrainerReplied(reply))
+            if isinstance(reply, TrainedReply) and isinstance(request, TrainRequest) and actions:
+                silo.kept.add(request.plan.round)  # the journal has it
             self.act(silo, actions)
-            if any(isinstance(action, ShelveUpdate) for action in actions):
-                assert isinstance(request, TrainRequest)
-                made = ref(
-                    name_of("update", silo.name, request.plan.round, request.adapter, request.plan.model_dump_json())
-                )
-                silo.outbox.add(made.sha256)
-                self.act(silo, silo.drive(UpdateShelved(made)))
+            if silo.session != session:
+                return True
         return True
 
     def connects(self, silo: Silo) -> None:
         silo.online = True
-        self.coordinator(AgentOnline(silo.name, f"{silo.name}-{silo.session}"))
+        self.admit(silo, Down())
+        self.admit(silo, Up())
 
     # --- time ---------------------------------------------------------------------------------------------------
 
@@ -181,6 +264,7 @@ class World:
         self.coordinator(Ticked(), seconds)
         for silo in self.silos.values():
             self.act(silo, silo.drive(AgentTicked(), seconds))
+            self.admit(silo, Woke())
 
     def calm(self) -> bool:
         """Deliver everything in order, and let every agent do one thing; whether anything happened."""
@@ -246,6 +330,7 @@ def _fail(world: World, silo: Silo) -> None:
 
 def _offline(world: World, silo: Silo) -> None:
     silo.online = False
+    world.admit(silo, Down())
     world.coordinator(AgentOffline(silo.name))
 
 
@@ -259,6 +344,23 @@ def _restart(world: World, silo: Silo) -> None:
     world.connects(silo)
 
 
+def _new_disk(world: World, silo: Silo) -> None:
+    silo.restart(new_disk=True)
+    world.connects(silo)
+
+
+def _kill(world: World, silo: Silo) -> None:
+    """It dies at one of its next steps: what the step changed is in the journal, what it wanted is not done."""
+    silo.doom = len(world.wire) % 3
+
+
+def _trainer_dies(world: World, silo: Silo) -> None:
+    """A second death in one task would be taken for a lack of memory, and change what is planned."""
+    if silo.drive.state.in_hand and silo.drive.state.memory.deaths == 0:
+        silo.hands = []
+        world.act(silo, silo.drive(TrainerEnded(-9)))
+
+
 def _coordinator(world: World) -> None:
     """The coordinator is killed and comes back: it has its state, and none of its work."""
     state = RunState.model_validate_json(world.state.model_dump_json())
@@ -269,7 +371,7 @@ def _coordinator(world: World) -> None:
     world.take(actions)
     for silo in world.silos.values():
         if silo.online:  # its presence is retained at the broker, and is heard some time later
-            world.wire.append(("coordinator", AgentOnline(silo.name, f"{silo.name}-{silo.session}")))
+            world.wire.append(("coordinator", AgentOnline(silo.name, silo.session_name)))
 
 
 ON_THE_WIRE: dict[str, Callable[[World, int], None]] = {"deliver": _deliver, "double": _double, "drop": _drop}
@@ -279,6 +381,9 @@ TO_A_SILO: dict[str, Callable[[World, Silo], Any]] = {
     "offline": _offline,
     "leave": _leave,
     "restart": _restart,
+    "kill": _kill,
+    "trainer": _trainer_dies,
+    "new disk": _new_disk,
 }
 TO_ALL: dict[str, Callable[[World], None]] = {
     "tick": lambda world: world.tick(0.5),

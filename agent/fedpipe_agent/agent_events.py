@@ -13,6 +13,11 @@ from fedpipe_wire.messages import Ack, AgentMessage, BlobRef, Task
 
 
 @dataclass(frozen=True, slots=True)
+class Welcomed:
+    """The coordinator has let this session in: it hears what is said from now on."""
+
+
+@dataclass(frozen=True, slots=True)
 class TaskCame:
     """The coordinator wants something done."""
 
@@ -44,16 +49,35 @@ class TrainerReplied:
 
 @dataclass(frozen=True, slots=True)
 class TrainerEnded:
-    """The trainer process is gone without being asked to go. `returncode` is negative for a signal."""
+    """The trainer process is gone without being asked to go.
+
+    `returncode` is negative for a signal; `out_of_memory`: the kernel says that it killed for memory meanwhile.
+    """
 
     returncode: int
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateNamed:
+    """The written update's content has been read, and so its name is known."""
+
+    ref: BlobRef
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateShelved:
-    """The update lies in the outbox under its content's name."""
+    """The update lies in the outbox under its content's name, ready to be sent."""
 
     ref: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class NotShelved:
+    """An update cannot be named (`sha256` is None) or kept."""
+
+    sha256: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +93,17 @@ class Ticked:
 
 
 AgentEvent = (
-    TaskCame | AdapterReady | TransferFailed | TrainerReplied | TrainerEnded | UpdateShelved | Acknowledged | Ticked
+    Welcomed
+    | TaskCame
+    | AdapterReady
+    | TransferFailed
+    | TrainerReplied
+    | TrainerEnded
+    | UpdateNamed
+    | UpdateShelved
+    | NotShelved
+    | Acknowledged
+    | Ticked
 )
 
 # --- actions ----------------------------------------------------------------------------------------------------
@@ -97,10 +131,18 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class ShelveUpdate:
-    """Put the written update into the outbox."""
+class NameUpdate:
+    """Name the written update by its content; the answer is `UpdateNamed` or `NotShelved`."""
 
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ShelveUpdate:
+    """Put the written update into the outbox, unless it is there; the answer is `UpdateShelved` or `NotShelved`."""
+
+    path: Path
+    ref: BlobRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +150,11 @@ class DropUpdate:
     """The update is settled: take it out of the outbox."""
 
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tidy:
+    """Remove the files that neither the task in hand nor the outbox needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,4 +171,4 @@ class Log:
     text: str
 
 
-AgentAction = Say | FetchAdapter | Ask | ShelveUpdate | DropUpdate | StopTrainer | Log
+AgentAction = Say | FetchAdapter | Ask | NameUpdate | ShelveUpdate | DropUpdate | Tidy | StopTrainer | Log

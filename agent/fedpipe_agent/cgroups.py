@@ -52,6 +52,21 @@ def read_cgroup_limits(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cg
     )
 
 
+def read_oom_kills(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many processes the kernel has killed so far because memory ran out.
+
+    Those of this process's own group, where it tells; else those of the whole machine; 0 where nobody tells.
+    """
+    files = [group / "memory.events" for group in _unified_groups(proc, root)]
+    files += [group / "memory.oom_control" for group in _groups(proc, root, "memory")]
+    for file in (*files, proc / "vmstat"):
+        pairs = (line.partition(" ") for line in _text(file).splitlines())
+        count = next((_number(value) for name, _, value in pairs if name == "oom_kill"), None)
+        if count is not None:
+            return count
+    return 0
+
+
 def _lines(proc: Path) -> list[tuple[str, str]]:
     """(controllers, path) of every hierarchy; version 2 has no controllers in its line."""
     lines = (line.split(":", 2) for line in _text(proc / "self" / "cgroup").splitlines())

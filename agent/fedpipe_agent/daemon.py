@@ -1,53 +1,46 @@
-"""The agent at work: one thread that owns the session, the trainer process and the outbox.
+"""The agent at work: one thread that owns the session, the journal, the trainer's seat and the outbox.
 
-Thin: events come from one queue, the pure machine decides, this module acts. It stays small because it never imports
+Thin: events come from one queue, the pure machines decide, this module acts. It stays small because it never imports
 the training stack; the trainer is a process of its own.
 """
 
-import hashlib
+import contextlib
 import time
-import uuid
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from queue import Empty
 
+from fedpipe_agent import admission as ad
 from fedpipe_agent import agent_events as ev
+from fedpipe_agent.cgroups import read_oom_kills
 from fedpipe_agent.checks import Setup
-from fedpipe_agent.link_probe import LinkProbe
+from fedpipe_agent.ears import Chunk, RefusedPacketError, hear
+from fedpipe_agent.errors import StateFolderError, TurnedAwayError
+from fedpipe_agent.hands import Hands
+from fedpipe_agent.identity import Identity
+from fedpipe_agent.introduction import Introduction, link_text
 from fedpipe_agent.machine import step
+from fedpipe_agent.moments import Moment, read_moment, rebased
+from fedpipe_agent.mouth import Mouth
+from fedpipe_agent.shelf import Shelf
 from fedpipe_agent.state import AgentState
-from fedpipe_agent.state_folder import StateFolder, StateFolderError
-from fedpipe_agent.trainer_process import TrainerProcess
-from fedpipe_agent.trainer_protocol import OpenRequest, Request
+from fedpipe_agent.state_folder import StateFolder
+from fedpipe_agent.trainer_seat import FromTrainer, TrainerSeat
 from fedpipe_profiles.device import DeviceProfile
-from fedpipe_wire import envelope
 from fedpipe_wire.blob_bits import BlobError
-from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_outcomes import BlobArrived, BlobFailed, BlobWanted
-from fedpipe_wire.blob_receiver import BlobReceiver
-from fedpipe_wire.blob_sender import BlobSender
 from fedpipe_wire.messages import (
-    AGENT_CHANNELS,
-    SCHEMA_VERSION,
     Ack,
-    AgentMessage,
     BlobMissing,
-    BlobRef,
     BlobRequest,
     CoordinatorMessage,
-    MessageError,
-    Presence,
     Profile,
-    Progress,
     RunState,
     TurnedAway,
     Welcome,
-    decode_from_coordinator,
-    encode,
 )
-from fedpipe_wire.topics import TopicError, Topics
 from fedpipe_wire.transport import (
     Connected,
     Delivered,
@@ -57,41 +50,29 @@ from fedpipe_wire.transport import (
     Received,
     Transport,
     TransportError,
-    Will,
 )
 
 TICK_S = 0.5
-LINK_PROBE_S = 30.0
-_PROBE_BLOB = hashlib.sha256(b"link probe").hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who this agent is to its federation in this session."""
-
-    name: str
-    topics: Topics
-    session: str
-
-    def will(self) -> Will:
-        """What the broker says when this session dies."""
-        message = Presence(state="offline", session=self.session)
-        outside = envelope.Envelope(SCHEMA_VERSION, f"will-{self.session}", 0)
-        return Will(self.topics.up(self.name, "presence"), encode(message), outside.properties())
-
-
-@dataclass(frozen=True, slots=True)
-class _FromTrainer:
-    """What one of the trainer processes, counted from 1, says."""
-
-    number: int
-    event: ev.TrainerReplied | ev.TrainerEnded
+MAX_HELD = 256
+"""Messages kept that overtook the coordinator's welcome."""
 
 
 class Daemon:
-    """Runs until asked to stop. Used by one thread; `request_stop` may be called from a signal handler."""
+    """Runs until asked to stop. Used by one thread; `request_stop` may be called from a signal handler.
 
-    def __init__(
+    Args:
+        identity: who this is.
+        transport: the session with the broker, not started.
+        folder: locked, with its journal open.
+        setup: what the owner lends, and the measured profile.
+        log: takes one line for the owner.
+        within_hours: whether the owner lends the machine at a local time.
+        clock: monotonic seconds, the only clock that a task's time is taken by.
+        moment: this moment, by all clocks; what the journal says of when.
+        oom_kills: how many processes the kernel has killed for memory so far.
+    """
+
+    def __init__(  # noqa: PLR0913 - each of the world's parts comes in by itself
         self,
         identity: Identity,
         transport: Transport,
@@ -101,28 +82,26 @@ class Daemon:
         *,
         within_hours: Callable[[datetime], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
+        moment: Callable[[], Moment] = read_moment,
+        oom_kills: Callable[[], int] = read_oom_kills,
     ) -> None:
-        self._identity = identity
-        self._topics = identity.topics
-        self._transport = transport
-        self._folder = folder
-        self._log = log
-        self._within_hours = within_hours
-        self._clock = clock
+        self._identity, self._transport, self._folder, self._log = identity, transport, folder, log
+        self._within_hours, self._clock, self._moment = within_hours, clock, moment
         self._state = AgentState(setup=setup)
-        limit = setup.profile.limits.uplink_bps
-        settings = setup.transfer.to_settings(uplink_bps=limit)
-        self._blobs = BlobStore(folder.blobs, chunk_bytes=settings.chunk_bytes)
-        self._sender = BlobSender(transport, self._topics, self._blobs, clock, agent=identity.name, settings=settings)
-        self._receiver = BlobReceiver(
-            self._blobs, clock, settings=settings, wake=lambda: transport.events.put(Posted(None))
-        )
-        self._probe = LinkProbe(self._publish_probe, limit)
-        self._profile_sent = False
-        self._started = clock()
-        self._trainer: TrainerProcess | None = None
-        self._trainer_number = 0
-        self._unsaid: list[AgentMessage] = []
+        self._admission = ad.Admission(identity.session)
+        self._mouth = Mouth(identity, transport, folder.next_counter)
+        self._introduction = Introduction(setup.profile, self._mouth.probe)
+        settings = setup.transfer.to_settings(uplink_bps=setup.profile.limits.uplink_bps)
+        try:
+            self._shelf = Shelf(folder, transport, identity.topics, identity.name, settings, clock, log)
+        except BlobError as error:
+            raise StateFolderError(str(error)) from error
+        self._mouth.spent = self._shelf.sender.spend
+        self._seat = TrainerSeat(folder.trainer_log, lambda item: transport.events.put(Posted(item)), oom_kills)
+        self._hands = Hands(self._mouth, self._shelf, self._seat, log)
+        self._held: deque[CoordinatorMessage] = deque(maxlen=MAX_HELD)
+        self._resumed = False
+        self._asked_in_vain = False
         self._stopping = False
 
     def request_stop(self) -> None:
@@ -130,13 +109,17 @@ class Daemon:
         self._stopping = True
 
     def run(self) -> None:
-        """Work until asked to stop.
+        """Go on from the journal, and work until asked to stop.
 
         Raises:
             TransportError: if the broker refuses this agent for good.
+            TurnedAwayError: if another agent of this name lives.
+            StateFolderError: if the folder takes nothing any more; what is in it is whole.
         """
-        self._transport.subscribe(self._topics.all_down(self._identity.name))
-        self._transport.subscribe(self._topics.all_broadcast())
+        self._remember()
+        topics = self._identity.topics
+        self._transport.subscribe(topics.all_down(self._identity.name))
+        self._transport.subscribe(topics.all_broadcast())
         self._transport.start()
         try:
             while not self._stopping:
@@ -150,27 +133,35 @@ class Daemon:
         finally:
             self._close()
 
+    def _remember(self) -> None:
+        left = self._folder.journal.load()
+        if left is not None:
+            memory = rebased(*left, self._moment())
+            self._state = replace(self._state, memory=memory, loaded=True)
+        self._hands.tidy(self._state.memory)
+
     def _close(self) -> None:
-        if self._trainer is not None:
-            self._trainer.end()
-        self._receiver.close()
-        if self._transport.connected:
-            self._say_presence("offline")
+        self._seat.end()
+        self._shelf.receiver.close()
+        # Who was turned away leaves without a word: it would be taken for one of the agent that lives.
+        if self._transport.connected and self._admission.turned_at is None:
+            with contextlib.suppress(StateFolderError):  # a full disk; the first error is the one to tell
+                self._mouth.presence("offline")
         self._transport.stop()
 
     # --- events -------------------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> float:
-        if self._transport.connected and not self._profile_sent:
-            self._probe.tick(now)
-            if self._probe.link is not None or now - self._started > LINK_PROBE_S:
-                self._send_profile()
+        self._admit(ad.Woke())
         setup = self._state.setup
         within = self._within_hours(datetime.now().astimezone())
         if within != setup.within_hours:
             self._state = replace(self._state, setup=replace(setup, within_hours=within))
         self._apply(ev.Ticked())
-        times = [self._sender.tick(now), self._receiver.tick(now)]
+        times = [self._shelf.receiver.tick(now), ad.wake_at(self._admission)]
+        if self._mouth.open:
+            self._introduce(self._introduction.tick(now))
+            times.append(self._shelf.sender.tick(now))
         self._transfers()
         return min((at for at in times if at is not None), default=now + TICK_S)
 
@@ -179,53 +170,62 @@ class Daemon:
             case Received():
                 self._received(event)
             case Delivered(handle):
-                self._probe.delivered(handle, self._clock())
-                self._sender.on_delivered(handle)
+                self._introduction.delivered(handle, self._clock())
+                self._shelf.sender.on_delivered(handle)
             case Connected(resumed):
                 self._log("connected to the broker")
-                self._say_presence("online")
-                if self._profile_sent and not resumed:
-                    # a broker without what it had has lost the retained profile too
-                    self._say(Profile(profile=self._state.setup.profile))
-                unsaid, self._unsaid = self._unsaid, []
-                for message in unsaid:
-                    self._say(message)
-                self._sender.on_connected(resumed=resumed)
-                self._receiver.on_connected(resumed=resumed)
+                self._resumed = resumed
+                self._shelf.sender.on_connected(resumed=resumed)
+                self._shelf.receiver.on_connected(resumed=resumed)
+                self._admit(ad.Up())
             case Disconnected(reason, final):
-                self._probe.lost()
+                self._introduction.lost()
                 self._log(f"no connection to the broker: {reason}")
+                self._admit(ad.Down())
                 if final:
                     raise TransportError(reason)
             case Posted(item):
-                # What an ended trainer said before its end may still lie in the queue: it answers nothing any more.
-                if isinstance(item, _FromTrainer) and item.number == self._trainer_number and self._trainer is not None:
-                    self._apply(item.event)
+                heard = self._seat.heard(item) if isinstance(item, FromTrainer) else None
+                if heard is not None:
+                    self._apply(heard)
         self._transfers()
 
     def _received(self, event: Received) -> None:
         try:
-            address = self._topics.parse(event.topic)
-            if address.channel == "blob" and address.sha256 is not None:
-                self._receiver.on_chunk(address, event.payload)
-                return
-            outside = envelope.parse(event.properties)
-            message = decode_from_coordinator(address.channel, event.payload, outside.schema)
-            self._message(message, retained=event.retained)
-        except (TopicError, envelope.EnvelopeError, MessageError, BlobError) as error:
-            self._log(f"refused what came on {event.topic[:120]!r}: {error}")
+            match hear(self._identity.topics, event):
+                case Chunk(address, data):
+                    # What is expected was asked for while this session was welcome.
+                    self._shelf.receiver.on_chunk(address, data)
+                case Welcome() | TurnedAway() as word:
+                    self._admit(word)
+                case None:
+                    return
+                case message:
+                    self._held.append(message)
+                    self._act_on_messages()
+        except (RefusedPacketError, BlobError) as error:
+            self._log(str(error))
 
-    def _message(self, message: CoordinatorMessage, *, retained: bool) -> None:
+    def _act_on_messages(self) -> None:
+        """Act on the messages that came, once this session may act."""
+        while self._held and self._mouth.open:
+            message = self._held.popleft()
+            try:
+                self._message(message)
+            except BlobError as error:
+                self._log(f"refused {message.type}: {error}")
+
+    def _message(self, message: CoordinatorMessage) -> None:
         match message:
-            case RunState():
-                if message.adapter is not None and self._works_for(message.run) and not retained:
-                    self._receiver.expect(message.adapter, None, pushed=True)
+            case RunState(run=run, adapter=adapter):
+                if adapter is not None and self._works_for(run):
+                    self._shelf.receiver.expect(adapter, None, pushed=True)
             case Ack():
                 self._apply(ev.Acknowledged(message))
+            case BlobRequest(sha256=sha256, bitmap=bitmap):
+                self._shelf.sender.on_request(sha256, bitmap)
             case Welcome() | TurnedAway():
                 return
-            case BlobRequest():
-                self._sender.on_request(message.sha256, message.bitmap)
             case _:
                 self._apply(ev.TaskCame(message))
 
@@ -233,112 +233,59 @@ class Daemon:
         return self._state.opened_for == run or (self._state.task is not None and self._state.task.run == run)
 
     def _transfers(self) -> None:
-        for outcome in self._receiver.take():
+        for outcome in self._shelf.receiver.take():
             match outcome:
                 case BlobWanted(_, sha256, bitmap):
-                    self._say(BlobMissing(sha256=sha256, bitmap=bitmap))
+                    said = self._mouth.say(BlobMissing(sha256=sha256, bitmap=bitmap))
+                    self._asked_in_vain = self._asked_in_vain or not said
                 case BlobArrived(_, sha256, path):
-                    self._apply(ev.AdapterReady(self._blobs.ref(sha256), path))
+                    self._apply(ev.AdapterReady(self._shelf.store.ref(sha256), path))
                 case BlobFailed(_, sha256, reason):
                     self._apply(ev.TransferFailed(sha256, reason))
-        while self._sender.failures:
-            failure = self._sender.failures.popleft()
+        while self._shelf.sender.failures:
+            failure = self._shelf.sender.failures.popleft()
             self._log(f"blob {failure.sha256[:12]} is not sent any more: {failure.reason}")
 
     def _apply(self, event: ev.AgentEvent) -> None:
+        before = self._state.memory
         self._state, actions = step(self._state, event, self._clock())
+        if self._state.memory is not before and self._state.memory != before:
+            self._folder.journal.save(self._state.memory, self._moment())
         for action in actions:
-            self._act(action)
+            outcome = self._hands.act(action, self._state.memory)
+            if outcome is not None:
+                self._apply(outcome)
 
-    # --- actions ------------------------------------------------------------------------------------------------
+    # --- being let in -------------------------------------------------------------------------------------------
 
-    def _act(self, action: ev.AgentAction) -> None:
-        match action:
-            case ev.Say(message):
-                self._say(message)
-            case ev.FetchAdapter(ref):
-                self._fetch(ref)
-            case ev.Ask(request):
-                self._ask(request)
-            case ev.ShelveUpdate(path):
-                try:
-                    ref = self._blobs.add_file(path, move=True)
-                except BlobError as error:
-                    raise StateFolderError(f"the update cannot be kept in {self._folder.path}: {error}") from error
-                self._sender.offer(ref)
-                self._apply(ev.UpdateShelved(ref))
-            case ev.DropUpdate(sha256):
-                self._sender.withdraw(sha256)
-                self._blobs.remove(sha256)
-            case ev.StopTrainer(reason):
-                if self._trainer is not None:
-                    self._log(f"ending the trainer: {reason}")
-                    self._trainer.end()
-                    self._trainer = None
-            case ev.Log(text):
-                self._log(text)
+    def _admit(self, event: ad.AdmissionEvent) -> None:
+        self._admission, actions = ad.step(self._admission, event, self._clock())
+        self._mouth.open = self._admission.standing == "welcome"
+        for action in actions:
+            match action:
+                case ad.SayOnline():
+                    self._mouth.presence("online")
+                case ad.LetIn():
+                    self._let_in()
+                case ad.Stand(reason):
+                    self._held.clear()
+                    self._log(ad.turned_away_text(reason))
+                case ad.GiveUp():
+                    raise TurnedAwayError(ad.given_up_text(self._identity.name))
 
-    def _fetch(self, ref: BlobRef) -> None:
-        # Every adapter that is not wanted any more makes room for the one that is.
-        for sha256 in self._blobs.names():
-            if sha256 != ref.sha256 and not self._sender.busy(sha256) and not self._is_offered(sha256):
-                self._blobs.remove(sha256)
-        try:
-            self._receiver.expect(ref, None)
-        except BlobError as error:
-            self._apply(ev.TransferFailed(ref.sha256, str(error)))
+    def _let_in(self) -> None:
+        self._introduce(self._introduction.welcomed(resumed=self._resumed))
+        self._resumed = True
+        if self._asked_in_vain:
+            self._asked_in_vain = False
+            self._shelf.receiver.on_connected(resumed=False)
+        self._apply(ev.Welcomed())
+        self._act_on_messages()
 
-    def _is_offered(self, sha256: str) -> bool:
-        return self._state.offered is not None and self._state.offered.update.sha256 == sha256
-
-    def _ask(self, request: Request) -> None:
-        if isinstance(request, OpenRequest):
-            if self._trainer is not None:
-                self._trainer.end()
-            self._trainer_number += 1
-            try:
-                self._trainer = TrainerProcess(
-                    self._folder.trainer_log,
-                    request.threads,
-                    request.memory_limit_bytes,
-                    partial(self._post_from_trainer, self._trainer_number),
-                )
-            except OSError as error:
-                raise StateFolderError(
-                    f"no trainer can be started with its log in {self._folder.path}: {error.strerror}. "
-                    "Free space or memory, or make the folder writable"
-                ) from error
-        if self._trainer is not None:
-            self._trainer.ask(request)
-
-    def _post_from_trainer(self, number: int, event: ev.TrainerReplied | ev.TrainerEnded) -> None:
-        self._transport.events.put(Posted(_FromTrainer(number, event)))
-
-    def _say(self, message: AgentMessage) -> None:
-        topic = self._topics.up(self._identity.name, AGENT_CHANNELS[type(message)])
-        retain = isinstance(message, Presence | Profile)
-        outside = envelope.Envelope(SCHEMA_VERSION, uuid.uuid4().hex, self._folder.next_counter())
-        payload = encode(message)
-        sent = self._transport.publish(topic, payload, retain=retain, properties=outside.properties())
-        if sent is not None:
-            self._sender.spend(len(payload))
-        if sent is None and not isinstance(message, Progress | Presence):
-            self._unsaid.append(message)
-
-    def _say_presence(self, state: str) -> None:
-        self._say(Presence(state="online" if state == "online" else "offline", session=self._identity.session))
-
-    def _send_profile(self) -> None:
-        profile: DeviceProfile = self._state.setup.profile.model_copy(update={"link": self._probe.link})
+    def _introduce(self, profile: DeviceProfile | None) -> None:
+        if profile is None:
+            return
+        if profile != self._state.setup.profile:
+            self._log(link_text(profile))
         self._state = replace(self._state, setup=replace(self._state.setup, profile=profile))
-        self._profile_sent = True
-        if self._probe.link is not None:
-            link = self._probe.link
-            self._log(
-                f"uplink {link.uplink_bps / 1e6:.1f} Mbit/s ({link.uplink_source}), {link.latency_s * 1e3:.1f} ms"
-            )
-        self._say(Profile(profile=profile))
-
-    def _publish_probe(self, size: int) -> int | None:
-        self._sender.spend(size)
-        return self._transport.publish(self._topics.up_chunk(self._identity.name, _PROBE_BLOB, 0), bytes(size))
+        self._mouth.say(Profile(profile=profile))

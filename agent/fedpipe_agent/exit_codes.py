@@ -29,6 +29,9 @@ class ExitCode(IntEnum):
     )
     DATASET_UNUSABLE = 42, "Check path, format and fields of the dataset that the message names."
     MODEL_UNUSABLE = 43, "Check the model's folder or hub id, and [models] in agent.toml."
-    IDENTITY_IN_USE = 44, "Another agent works in this state folder: stop it, or give this one a folder of its own."
+    IDENTITY_IN_USE = (
+        44,
+        "Another agent works in this state folder, or under this name: stop it, or give this one its own of both.",
+    )
     STATE_FOLDER_UNUSABLE = 45, "Check owner, mode and free space of the state folder."
     TRAINER_CANNOT_START = 46, "Install the training stack: pip install 'fedpipe[agent]'."

@@ -2,61 +2,57 @@
 
 It works on one task at a time, the newest; a task that comes again is answered with what was already done. It refuses
 what its owner's limits forbid. Everything the outside world does comes in as an event, everything it wants done goes
-out as an action. `trainer_machine.py` owns what the trainer process says and how it ends.
+out as an action. What `state.memory` holds must be durable before the actions of its step are taken; an action may be
+lost by a kill, and is derived again from the memory. `trainer_machine.py` owns what the trainer process says and how
+it ends, `outbox_machine.py` what becomes of updates.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-from fedpipe_agent import checks, trainer_machine
+from fedpipe_agent import checks, handing, outbox_machine, trainer_machine
 from fedpipe_agent.agent_events import (
     Acknowledged,
     AdapterReady,
-    AgentAction,
     AgentEvent,
-    Ask,
     DropUpdate,
     FetchAdapter,
     Log,
+    NotShelved,
     Say,
     StopTrainer,
     TaskCame,
     Ticked,
+    Tidy,
     TrainerEnded,
     TrainerReplied,
     TransferFailed,
+    UpdateNamed,
     UpdateShelved,
+    Welcomed,
 )
+from fedpipe_agent.handing import Outcome
 from fedpipe_agent.state import (
     MAX_ENDED_RUNS,
     AgentState,
+    Work,
     describe,
+    finish,
     forget_run,
-    remember,
     task_key,
     task_rank,
     task_round,
+    without_trainer,
 )
-from fedpipe_agent.trainer_protocol import EvaluateRequest, Request, ScoreRequest, SurveyRequest, TrainRequest
 from fedpipe_wire.messages import (
     EndTask,
     EvaluateTask,
     Failed,
     IdleTask,
     Refused,
-    ScoreTask,
-    SurveyTask,
     Task,
-    Trained,
     TrainTask,
 )
-
-MIN_TRAINING_S = 2.0
-"""Less than this cannot hold an evaluation and one step."""
-UNTIMED_S = 1800.0
-"""How long a request without a budget of its own may take, loading the base included."""
-
-Outcome = tuple[AgentState, tuple[AgentAction, ...]]
 
 
 def step(state: AgentState, event: AgentEvent, now: float) -> Outcome:
@@ -68,6 +64,8 @@ def step(state: AgentState, event: AgentEvent, now: float) -> Outcome:
         now: Monotonic seconds of the agent's clock.
     """
     match event:
+        case Welcomed():
+            return _welcomed(state, now)
         case TaskCame(task):
             return _task_came(state, task, now)
         case AdapterReady(ref, path):
@@ -76,14 +74,39 @@ def step(state: AgentState, event: AgentEvent, now: float) -> Outcome:
             return _transfer_failed(state, sha256, reason)
         case TrainerReplied(reply):
             return trainer_machine.replied(state, reply)
-        case TrainerEnded(returncode):
-            return trainer_machine.ended(state, returncode)
-        case UpdateShelved():
-            return _shelved(state, event)
-        case Acknowledged():
-            return _acknowledged(state, event)
+        case TrainerEnded():
+            return trainer_machine.ended(state, event, now)
+        case UpdateNamed(ref):
+            return outbox_machine.named(state, ref)
+        case UpdateShelved(ref):
+            return outbox_machine.shelved(state, ref)
+        case NotShelved(name, reason):
+            return outbox_machine.not_shelved(state, name, reason)
+        case Acknowledged(ack):
+            return outbox_machine.acknowledged(state, ack)
         case Ticked():
             return trainer_machine.ticked(state, now)
+
+
+# --- beginning again --------------------------------------------------------------------------------------------
+
+
+def _welcomed(state: AgentState, now: float) -> Outcome:
+    """The coordinator listens: say what it must still acknowledge, and go on with what a killed process left."""
+    offers, task, loaded = outbox_machine.offers(state), state.task, state.loaded
+    state = replace(state, loaded=False)
+    if not loaded or state.stage not in ("fetching", "working") or not isinstance(task, Work):
+        return state, offers
+    reason = checks.refusal(state.setup, task)
+    if reason is not None:  # the owner has changed agent.toml meanwhile
+        return state.empty_handed(), (*offers, *_refuse(task, reason))
+    state = replace(state, restarted=True)
+    left = handing.left_s(state, task, now)
+    if left < handing.MIN_TRAINING_S:
+        failed = handing.too_late(state, task, left)
+        return finish(state, task, failed), (*offers, Say(failed), Log(failed.message))
+    state, begun = _begin(state.to("idle"), task, now)
+    return state, (*offers, Log(f"going on after a restart: {describe(task)}"), *begun)
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------
@@ -92,46 +115,52 @@ def step(state: AgentState, event: AgentEvent, now: float) -> Outcome:
 def _task_came(state: AgentState, task: Task, now: float) -> Outcome:
     if isinstance(task, EndTask):
         return _ended(state, task)
-    if task.run in state.ended:
+    memory = state.memory
+    if task.run in memory.ended:
         return state, (Log(f"run {task.run} is over here, {task.type} of it is not worked on"),)
     key, rank = task_key(task), task_rank(task)
-    known = state.done.get(key)
+    known = memory.done.get(key)
     if known is not None and not _deserves_another_try(state, task):
         return state, tuple(Say(message) for message in known)
     if _is_stale(state, rank):
         return _stale(state, task)
-    state = replace(state, newest=rank)
+    state = state.remembering(newest=rank)
     if known is None and state.task is not None and task_key(state.task) == key:
-        return replace(state, task=task), ()
+        return state.remembering(task=task), ()
     if isinstance(task, IdleTask):
         return _idle(state, task)
     reason = checks.refusal(state.setup, task)
     if reason is not None:
         # Not remembered: the owner's hours may have come when the task comes again.
-        return state, (Say(Refused(run=task.run, round=task_round(task), reason=reason)), Log(f"refused: {reason}"))
-    done = {name: value for name, value in state.done.items() if name != key}
-    state, stopped = _free_hands(replace(state, done=done), "a newer task came")
-    state = replace(state, task=task, began=now, adapter=None, trained=None, offered=None, download_s=0.0)
-    state, begun = _begin(state, task, now)
+        return state, _refuse(task, reason)
+    done = {name: value for name, value in memory.done.items() if name != key}
+    state, stopped = _free_hands(state.remembering(done=done), "a newer task came")
+    state, begun = _begin(state.remembering(task=task, began=now), task, now)
     return state, (Log(describe(task)), *stopped, *begun)
+
+
+def _refuse(task: Task, reason: str) -> tuple[Say, Log]:
+    return Say(Refused(run=task.run, round=task_round(task), reason=reason)), Log(f"refused: {reason}")
 
 
 def _deserves_another_try(state: AgentState, task: Task) -> bool:
     """Whether a task that failed here is asked for in a newer attempt of the same round."""
-    if not isinstance(task, TrainTask) or not isinstance(state.done[task_key(task)][-1], Failed):
+    if not isinstance(task, TrainTask) or not isinstance(state.memory.done[task_key(task)][-1], Failed):
         return False
-    return state.newest is None or task_rank(task) > state.newest
+    return state.memory.newest is None or task_rank(task) > state.memory.newest
 
 
 def _is_stale(state: AgentState, rank: tuple[str, int, int, int]) -> bool:
-    return state.newest is not None and state.newest[0] == rank[0] and rank < state.newest
+    newest = state.memory.newest
+    return newest is not None and newest[0] == rank[0] and rank < newest
 
 
 def _stale(state: AgentState, task: Task) -> Outcome:
     """A message that was overtaken, or a coordinator that went back in time: it learns where this agent is."""
-    assert state.newest is not None
-    reason = f"{task.type} of round {task_round(task)} came, this agent has seen round {state.newest[2]} already"
-    if task_round(task) == state.newest[2]:  # a refusal would be taken for one of the newest task
+    assert state.memory.newest is not None
+    seen = state.memory.newest[2]
+    reason = f"{task.type} of round {task_round(task)} came, this agent has seen round {seen} already"
+    if task_round(task) == seen:  # a refusal would be taken for one of the newest task
         return state, (Log(reason),)
     return state, (Say(Refused(run=task.run, round=task_round(task), reason=reason)), Log(reason))
 
@@ -141,142 +170,60 @@ def _idle(state: AgentState, task: IdleTask) -> Outcome:
     if state.task is None or state.task.run != task.run:
         return state, (log,)
     state, stopped = _free_hands(state, "this round has no work for this device")
-    return replace(state, task=None, adapter=None, trained=None, offered=None), (*stopped, log)
+    return state, (*stopped, log)
 
 
 def _free_hands(state: AgentState, reason: str) -> Outcome:
-    """End the trainer if it works on something: it cannot be interrupted in mid-step, a new one loads in seconds."""
+    """Let the task in hand go; a trainer at work is ended: it cannot be interrupted, a new one loads in seconds."""
     if not state.in_hand:
-        return state, ()
-    return trainer_machine.without_trainer(state), (StopTrainer(reason),)
+        return state.empty_handed(), ()
+    return without_trainer(state).empty_handed(), (StopTrainer(reason),)
 
 
-def _begin(state: AgentState, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask, now: float) -> Outcome:
-    match task:
-        case TrainTask() | EvaluateTask():
-            # The trainer imports its libraries while the adapter is on its way.
-            state, opened = _open(state, task)
-            return state, (FetchAdapter(task.adapter), *opened)
-        case ScoreTask():
-            budget = max(MIN_TRAINING_S, task.deadline_s)
-            return _ask(
-                state, task, ScoreRequest(labels=task.labels, batches=task.batches, budget_s=budget), now + budget
-            )
-        case SurveyTask():
-            return _ask(state, task, SurveyRequest(), now + UNTIMED_S)
-
-
-def _open(state: AgentState, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask) -> Outcome:
-    if state.opened_for == task.run:
-        return state, ()
-    return replace(state, opened_for=task.run, opened=False), (Ask(checks.open_request(state.setup, task)),)
-
-
-def _ask(
-    state: AgentState, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask, request: Request, budget_ends: float
-) -> Outcome:
-    state, opened = _open(state, task)
-    return replace(state, in_hand=True, budget_ends=budget_ends), (*opened, Ask(request))
+def _begin(state: AgentState, task: Work, now: float) -> Outcome:
+    if isinstance(task, TrainTask | EvaluateTask):
+        state, opened = handing.open_trainer(state.to("fetching"), task)
+        return state, (FetchAdapter(task.adapter), *opened)
+    return handing.hand_over(state.to("working"), task, now)
 
 
 def _ended(state: AgentState, task: EndTask) -> Outcome:
-    if task.run not in state.ended:
-        state = replace(state, ended=(*state.ended, task.run)[-MAX_ENDED_RUNS:])
-    if state.opened_for != task.run and (state.task is None or state.task.run != task.run):
-        return state, ()
+    memory = state.memory
+    if task.run not in memory.ended:
+        state = state.remembering(ended=(*memory.ended, task.run)[-MAX_ENDED_RUNS:])
+    mine = state.opened_for == task.run or (state.task is not None and state.task.run == task.run)
     # What is still offered will not be fetched any more.
-    dropped = (DropUpdate(state.offered.update.sha256),) if state.offered is not None else ()
-    return forget_run(state, task.run), (
-        StopTrainer("the run is over"),
-        *dropped,
-        Log(f"run {task.run}: {task.reason}"),
-    )
+    dropped = tuple(DropUpdate(trained.update.sha256) for trained in memory.outbox if trained.run == task.run)
+    if not mine and not dropped:
+        return state, ()
+    stopped = (StopTrainer("the run is over"),) if mine else ()
+    return forget_run(state, task.run), (*stopped, *dropped, Tidy(), Log(f"run {task.run}: {task.reason}"))
 
 
 # --- the adapter ------------------------------------------------------------------------------------------------
 
 
 def _adapter_ready(state: AgentState, sha256: str, path: Path, now: float) -> Outcome:
-    task = state.task
-    if not _awaits_adapter(state, sha256) or not isinstance(task, TrainTask | EvaluateTask):
+    task = _awaiting(state, sha256)
+    if task is None:
         return state, ()
-    state = replace(state, adapter=path, download_s=now - state.began)
-    if isinstance(task, EvaluateTask):
-        request = EvaluateRequest(labels=task.labels, plan=task.plan, adapter=path)
-        return _ask(state, task, request, now + UNTIMED_S)
-    budget = task.plan.deadline_s - (now - state.began) - checks.upload_s(state.setup, task.plan)
-    if budget < MIN_TRAINING_S:
-        failed = Failed(
-            run=task.run,
-            round=task.round,
-            kind="time",
-            message=f"{budget:.1f} s are left of {task.plan.deadline_s:.0f} s after the adapter came and before the "
-            "update must be sent: a longer deadline or a faster link would help",
-        )
-        return remember(state, task, failed), (Say(failed),)
-    update = trainer_machine.update_path(state)
-    return _ask(
-        state,
-        task,
-        TrainRequest(labels=task.labels, plan=task.plan, adapter=path, update=update, budget_s=budget),
-        now + budget,
-    )
+    if state.memory.download_s is None:
+        state = state.remembering(download_s=max(0.0, now - state.memory.began))
+    return handing.hand_over(replace(state, adapter=path), task, now)
 
 
 def _transfer_failed(state: AgentState, sha256: str, reason: str) -> Outcome:
-    task = state.task
-    if not _awaits_adapter(state, sha256) or not isinstance(task, TrainTask | EvaluateTask):
+    task = _awaiting(state, sha256)
+    if task is None:
         return state, ()
-    failed = Failed(
-        run=task.run, round=task.round, kind="transfer", message=f"the global adapter did not come: {reason}"[:4000]
-    )
-    return remember(state, task, failed), (Say(failed),)
+    message = f"the global adapter did not come: {reason}"[:4000]
+    failed = Failed(run=task.run, round=task.round, kind="transfer", message=message)
+    return finish(state, task, failed), (Say(failed), Log(message))
 
 
-def _awaits_adapter(state: AgentState, sha256: str) -> bool:
+def _awaiting(state: AgentState, sha256: str) -> TrainTask | EvaluateTask | None:
+    """The task that waits for this adapter."""
     task = state.task
-    return (
-        isinstance(task, TrainTask | EvaluateTask)
-        and task.adapter.sha256 == sha256
-        and state.adapter is None
-        and not state.finished
-    )
-
-
-# --- the update -------------------------------------------------------------------------------------------------
-
-
-def _shelved(state: AgentState, event: UpdateShelved) -> Outcome:
-    task, reply = state.task, state.trained
-    if not isinstance(task, TrainTask) or reply is None or state.finished:
-        return state, (DropUpdate(event.ref.sha256),)
-    offered = Trained(
-        run=task.run,
-        round=task.round,
-        update=event.ref,
-        examples=reply.examples,
-        steps=reply.steps,
-        train_loss=reply.train_loss,
-        measurement=reply.measurement,
-        download_s=state.download_s,
-        compute_s=reply.compute_s,
-        actions=reply.actions,
-    )
-    return replace(remember(state, task, offered), offered=offered), (Say(offered),)
-
-
-def _acknowledged(state: AgentState, event: Acknowledged) -> Outcome:
-    ack = event.ack
-    verdict = "taken" if ack.accepted else f"not taken: {ack.reason}"
-    actions = (DropUpdate(ack.sha256), Log(f"round {ack.round}: the update was {verdict}"))
-    if ack.accepted:
-        return state, actions
-    # The update is gone: should the same task come again, it must be worked on anew.
-    if state.offered is not None and state.offered.update.sha256 == ack.sha256:
-        state = replace(state, task=None, adapter=None, trained=None, offered=None)
-    done = {
-        key: results
-        for key, results in state.done.items()
-        if not (isinstance(results[-1], Trained) and results[-1].update.sha256 == ack.sha256)
-    }
-    return replace(state, done=done), actions
+    if state.stage != "fetching" or not isinstance(task, TrainTask | EvaluateTask):
+        return None
+    return task if task.adapter.sha256 == sha256 else None

@@ -9,22 +9,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fedpipe_agent.durable import write_durably
+from fedpipe_agent.errors import InUseError, StateFolderError
+from fedpipe_agent.identity import read_instance
+from fedpipe_agent.journal import Journal
+from fedpipe_wire.blob_partial import sync_folder
+
 COUNTER_BLOCK = 1000
 
 
-class StateFolderError(Exception):
-    """The state folder cannot be used."""
-
-
-class InUseError(StateFolderError):
-    """Another agent works in this folder."""
-
-
 class StateFolder:
-    """A locked folder; leaving the block lets it go."""
+    """A locked folder with its journal open; leaving the block lets it go.
+
+    Attributes:
+        instance: Names this folder on this machine.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.instance = ""
+        self._journal: Journal | None = None
         self._lock: int | None = None
         self._counter = 0
         self._reserved = 0
@@ -39,15 +43,27 @@ class StateFolder:
         """What the trainer process writes to stderr."""
         return self.path / "trainer.log"
 
+    @property
+    def update(self) -> Path:
+        """Where the trainer writes its update."""
+        return self.path / "update.safetensors"
+
+    @property
+    def journal(self) -> Journal:
+        """What the agent remembers; open within the block only."""
+        assert self._journal is not None, "the state folder is not open"
+        return self._journal
+
     def __enter__(self) -> Self:
         """Take the folder.
 
         Raises:
             InUseError: if another agent holds it.
+            JournalError: if what it remembers cannot be read or written.
             StateFolderError: if it cannot be made or written.
         """
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make()
             lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise _unusable(self.path, error) from error
@@ -61,11 +77,32 @@ class StateFolder:
                 f"another agent works in {self.path}: stop it, or give this one another 'state' folder"
             ) from error
         self._lock = lock
+        try:
+            self.instance = read_instance(self.path)
+            self._journal = Journal(self.path)
+        except OSError as error:
+            self._let_go()
+            raise _unusable(self.path, error) from error
+        except StateFolderError:
+            self._let_go()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._let_go()
+
+    def _make(self) -> None:
+        if not self.path.is_dir():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # a folder that a power cut takes away would take the counter with it
+            sync_folder(self.path.parent)
+
+    def _let_go(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -77,12 +114,12 @@ class StateFolder:
             StateFolderError: if the numbers reserved before cannot be read, or no more can be reserved.
         """
         if self._counter == self._reserved:
-            self._counter = self._read_reserved()
-            self._reserved = self._counter + COUNTER_BLOCK
+            used = self._read_reserved()
             try:
-                self._write_reserved()
+                write_durably(self._file, str(used + COUNTER_BLOCK))
             except OSError as error:
                 raise _unusable(self.path, error) from error
+            self._counter, self._reserved = used, used + COUNTER_BLOCK
         self._counter += 1
         return self._counter
 
@@ -98,14 +135,6 @@ class StateFolder:
             raise StateFolderError(
                 f"{self._file} does not hold a number: restore it, or enrol this agent anew with an empty state folder"
             ) from error
-
-    def _write_reserved(self) -> None:
-        temporary = self._file.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            file.write(str(self._reserved))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._file)
 
 
 def _unusable(path: Path, error: OSError) -> StateFolderError:

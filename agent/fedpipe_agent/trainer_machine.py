@@ -5,10 +5,12 @@ A reply counts only while the request that it answers is in the trainer's hands.
 
 import signal
 from dataclasses import replace
-from pathlib import Path
+from typing import Literal
 
-from fedpipe_agent.agent_events import AgentAction, Log, Say, ShelveUpdate, StopTrainer
-from fedpipe_agent.state import AgentState, Result, remember, task_round
+from fedpipe_agent.agent_events import Log, NameUpdate, Say, StopTrainer, TrainerEnded
+from fedpipe_agent.handing import Outcome, hand_over, update_path
+from fedpipe_agent.memory import Result
+from fedpipe_agent.state import AgentState, Work, finish, remember, task_round, without_trainer
 from fedpipe_agent.trainer_protocol import (
     ErrorReply,
     EvaluatedReply,
@@ -34,18 +36,8 @@ from fedpipe_wire.messages import (
 
 OVERRUN_S = 60.0
 """How long the trainer may stay silent beyond its budget before it is ended."""
-
-Outcome = tuple[AgentState, tuple[AgentAction, ...]]
-
-
-def update_path(state: AgentState) -> Path:
-    """Where the trainer writes its update."""
-    return state.setup.state / "update.safetensors"
-
-
-def without_trainer(state: AgentState) -> AgentState:
-    """The state after the trainer process is gone."""
-    return replace(state, opened_for=None, opened=False, in_hand=False, budget_ends=None)
+MAX_DEATHS = 1
+"""How many trainers may die with a task in their hands before it counts as failed."""
 
 
 def replied(state: AgentState, reply: Reply) -> Outcome:
@@ -53,7 +45,7 @@ def replied(state: AgentState, reply: Reply) -> Outcome:
     if isinstance(reply, Opened):
         return replace(state, opened=True), ()
     task = state.task
-    if task is None or state.finished:
+    if task is None or state.stage not in ("fetching", "working"):
         return state, ()
     if isinstance(reply, ErrorReply):
         return _failed(state, task, reply)
@@ -94,32 +86,39 @@ def _answered(
             evaluated = Evaluated(run=task.run, round=task.round, metrics=reply.metrics)
             return remember(state, task, evaluated, finished=False), (Say(evaluated),)
         case TrainedReply(), TrainTask():
-            state = replace(state, trained=reply, in_hand=False, budget_ends=None)
-            return state, (ShelveUpdate(update_path(state)),)
+            state = replace(state.remembering(trained=reply), budget_ends=None).to("shelving")
+            return state, (NameUpdate(update_path(state)),)
         case _:
             return state, (Log(f"the trainer said {reply.reply!r} to {task.type}, which does not answer it"),)
 
 
 def _finish(state: AgentState, task: Task, result: Result) -> Outcome:
-    return replace(remember(state, task, result), in_hand=False, budget_ends=None), (Say(result),)
+    return finish(state, task, result), (Say(result),)
 
 
-def ended(state: AgentState, returncode: int) -> Outcome:
-    """The trainer process is gone without being asked to go."""
+def ended(state: AgentState, event: TrainerEnded, now: float) -> Outcome:
+    """The trainer process is gone without being asked to go; what it worked on goes once to a fresh one."""
     task, worked = state.task, state.in_hand
     state = without_trainer(state)
-    if task is None or not worked:
-        return state, (Log(f"the trainer ended with {returncode}"),)
-    killed = returncode == -signal.SIGKILL  # it comes from the kernel's out-of-memory killer, or from a person
+    if not worked or not isinstance(task, Work):
+        return state, (Log(f"the trainer ended with {event.returncode}"),)
+    deaths = state.memory.deaths + 1
+    state = state.remembering(deaths=deaths)
+    if deaths <= MAX_DEATHS and not event.out_of_memory:
+        state, again = hand_over(state, task, now)
+        return state, (Log(f"the trainer ended with {event.returncode} in mid-work: its task is begun again"), *again)
+    # SIGKILL comes from the kernel's out-of-memory killer, or from a person
+    killed = event.out_of_memory or event.returncode == -signal.SIGKILL
+    sure = "" if event.out_of_memory else "most likely "
     message = (
-        "the trainer was killed, most likely for memory: lower [limits] memory_mib or free memory on this machine"
+        f"the trainer was killed, {sure}for memory: lower [limits] memory_mib or free memory on this machine"
         if killed
-        else f"the trainer ended unexpectedly with status {returncode}: trainer.log on this agent has all"
+        else f"the trainer ended unexpectedly with status {event.returncode}: trainer.log on this agent has all"
     )
-    kind = "out-of-memory" if killed else "internal"
+    kind: Literal["out-of-memory", "internal"] = "out-of-memory" if killed else "internal"
     failed = Failed(run=task.run, round=task_round(task), kind=kind, message=message)
     # what it wrote last may quote an example: it stays in its log
-    return remember(state, task, failed), (Say(failed), Log(message))
+    return finish(state, task, failed), (Say(failed), Log(message))
 
 
 def ticked(state: AgentState, now: float) -> Outcome:
@@ -132,5 +131,5 @@ def ticked(state: AgentState, now: float) -> Outcome:
         kind="time",
         message=f"the trainer overran its budget by {OVERRUN_S:.0f} s and was ended",
     )
-    state = without_trainer(remember(state, state.task, failed))
+    state = without_trainer(finish(state, state.task, failed))
     return state, (StopTrainer("it overran its budget"), Say(failed))

@@ -8,9 +8,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from federation import SECRET, Federation, Finished, Shared, child_of, kill, wait_for, write_job
+from federation import (
+    SECRET,
+    Federation,
+    Finished,
+    Shared,
+    child_of,
+    children_of,
+    kill,
+    wait_for,
+    write_job,
+)
 from mosquitto_support import mosquitto_or_skip
 from tiny_models import WORDS, make_tiny_model, write_classification
+
+from fedpipe_coordinator.demo.processes import Child
 
 
 @pytest.fixture(scope="session")
@@ -61,14 +73,14 @@ def second_run(shared: Shared, first_run: Finished) -> Finished:
 
 @pytest.fixture(scope="session")
 def hard_run(shared: Shared, second_run: Finished) -> Finished:
-    """A run that loses east in the first round for good, and north's trainer, as the kernel kills one for memory."""
+    """A run that loses east in the first round for good, and north's trainers, as the kernel kills one for memory."""
     del second_run  # it must have ended: east is gone afterwards
     federation = shared.federation
     overrides = ("data.dataset=long", "train.examples_per_round=1000", "train.batch_sizes=[2,8,32,64]")
     more = ("train.sequence_length=64", "export.merged=false", "rounds.min_agents=1")
     run = federation.submit(shared.job, *overrides, *more)
     blows: dict[str, Callable[[], None]] = {
-        "north": lambda: os.kill(child_of(federation.children["north"].process.pid), 9),
+        "north": lambda: _kill_two_trainers(federation.children["north"]),
         "east": lambda: kill(federation.children["east"]),
     }
 
@@ -81,6 +93,14 @@ def hard_run(shared: Shared, second_run: Finished) -> Finished:
     federation.wait_for_audit(run, "run-done")
     status = federation.ask("status")
     return Finished(run, federation.run_folder(run), status)
+
+
+def _kill_two_trainers(agent: Child) -> None:
+    """The first death is not yet taken for a lack of memory: a fresh trainer gets the same task."""
+    first = child_of(agent.process.pid)
+    os.kill(first, 9)
+    wait_for("a fresh trainer", lambda: set(children_of(agent.process.pid)) - {first}, [agent])
+    os.kill(child_of(agent.process.pid), 9)
 
 
 def _write_long(path: Path) -> Path:

@@ -50,10 +50,12 @@ def test_a_calm_schedule_ends_with_every_agent_in_every_round() -> None:
 BEFORE = st.integers(0, 14)
 # Which thing happens, and on which of those under way. A seed gives schedules that differ more than drawn lists do.
 MILD = (*("deliver",) * 4, *("work",) * 3, *("double",) * 2, *("drop",) * 2, "tick", "coordinator")
+KILLS = (*MILD, "kill", "restart", "trainer", "coordinator")
 WILD = (
     *("deliver",) * 6,
     *("work",) * 4,
     *("double", "drop", "tick", "wait", "offline", "restart", "leave", "fail", "coordinator"),
+    *("kill", "trainer", "new disk"),
 )
 
 
@@ -93,6 +95,20 @@ def test_delays_doubles_drops_and_disorder_change_nothing_that_is_aggregated(
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(schedule=_schedules(KILLS), calm=BEFORE)
+def test_kills_of_agents_trainers_and_the_coordinator_change_nothing_that_is_aggregated(
+    schedule: list[tuple[str, int]], calm: int
+) -> None:
+    world = _run(schedule, calm)
+    event(f"{sum(silo.session - 1 for silo in world.silos.values()) // 5 * 5} restarts or more")
+    assert world.state.phase == "done", world.state.note
+    assert _aggregates(world) == _aggregates(CALM)
+    assert world.state.adapter == CALM.state.adapter
+    assert world.state.final_metric == CALM.state.final_metric
+    assert not [silo.repeated for silo in world.silos.values() if silo.repeated], "a round that was done is done again"
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(schedule=_schedules(WILD), calm=BEFORE, min_agents=st.integers(1, 3))
 def test_whatever_happens_a_run_ends_with_each_update_once_or_for_want_of_agents(
     schedule: list[tuple[str, int]], calm: int, min_agents: int
@@ -124,4 +140,6 @@ def test_after_the_end_no_agent_holds_on_to_the_run(schedule: list[tuple[str, in
         assert silo.drive.state.opened_for != RUN
         assert silo.drive.state.task is None
         assert not silo.hands
+        assert not silo.drive.state.memory.outbox
+        assert not silo.outbox
     assert isinstance(world.run.asked("a", EndTask)[-1], EndTask)

@@ -32,7 +32,8 @@ from fedpipe_agent.agent_events import (
     TransferFailed,
     UpdateShelved,
 )
-from fedpipe_agent.machine import MIN_TRAINING_S
+from fedpipe_agent.handing import MIN_TRAINING_S
+from fedpipe_agent.memory import Memory
 from fedpipe_agent.state import AgentState
 from fedpipe_agent.trainer_machine import OVERRUN_S
 from fedpipe_agent.trainer_protocol import ErrorReply, EvaluatedReply, Opened, ProgressReply, TrainRequest
@@ -87,7 +88,8 @@ def test_a_run_from_the_agents_side() -> None:
     assert isinstance(last, Evaluated)
     assert last.round == 3
     assert asked(agent.task(end_task())) == ["stop"]
-    assert agent.state == AgentState(setup=agent.state.setup, newest=agent.state.newest, ended=(RUN,))
+    newest, began = agent.state.memory.newest, agent.state.memory.began
+    assert agent.state == AgentState(setup=agent.state.setup, memory=Memory(newest=newest, began=began, ended=(RUN,)))
 
 
 @pytest.mark.parametrize("task", [survey_task(), score_task()])
@@ -265,15 +267,53 @@ def test_the_time_to_send_the_update_is_kept_back() -> None:
 # --- what can go wrong in the trainer ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("code", "kind"), [(-signal.SIGKILL, "out-of-memory"), (1, "internal"), (-signal.SIGSEGV, "internal")]
-)
-def test_a_trainer_that_dies_at_work_is_a_failure_and_the_next_task_starts_another(code: int, kind: str) -> None:
+DEATHS = [(-signal.SIGKILL, "out-of-memory"), (1, "internal"), (-signal.SIGSEGV, "internal")]
+
+
+@pytest.mark.parametrize(("code", "kind"), DEATHS)
+def test_what_a_dead_trainer_worked_on_goes_once_to_a_fresh_one_with_the_time_that_is_left(
+    code: int, kind: str
+) -> None:
     agent = _training()
+    first = agent.all(Ask)[-1].request
+    assert isinstance(first, TrainRequest)
+    again = agent(TrainerEnded(code), after_s=30.0)
+    assert said(again) == ()
+    assert asked(again) == ["open", "train"]
+    second = agent.all(Ask)[-1].request
+    assert second == first.model_copy(update={"budget_s": first.budget_s - 30.0})
     (failed,) = said(agent(TrainerEnded(code)))
     assert isinstance(failed, Failed)
     assert failed.kind == kind
     assert asked(agent.task(train_task(2))) == ["open"]
+
+
+def test_a_fresh_trainer_does_what_the_dead_one_began_and_the_next_task_has_both_lives_again() -> None:
+    calm, agent = _training(), _training()
+    agent(TrainerEnded(-signal.SIGKILL))
+    assert agent.work() == calm.work()
+    agent.task(train_task(2))
+    agent.adapter()
+    assert asked(agent(TrainerEnded(-signal.SIGKILL))) == ["open", "train"]
+
+
+def test_a_trainer_that_the_kernel_killed_for_memory_is_not_tried_again() -> None:
+    agent = _training()
+    actions = agent(TrainerEnded(-signal.SIGKILL, out_of_memory=True))
+    (failed,) = said(actions)
+    assert isinstance(failed, Failed)
+    assert (failed.kind, asked(actions)) == ("out-of-memory", [])
+
+
+@pytest.mark.parametrize("task", [train_task(), score_task()])
+def test_a_trainer_that_dies_too_late_is_not_tried_again(task: Any) -> None:
+    agent = DriveAgent()
+    agent.task(task)
+    agent.adapter()
+    (failed,) = said(agent(TrainerEnded(-signal.SIGKILL), after_s=599.0))
+    assert isinstance(failed, Failed)
+    assert failed.kind == "time"
+    assert "after its trainer died" in failed.message
 
 
 def test_a_trainer_that_dies_before_the_adapter_came_is_started_again() -> None:

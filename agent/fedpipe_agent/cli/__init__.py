@@ -9,10 +9,10 @@ import sys
 import typer
 
 from fedpipe_agent.cli import probe, run
+from fedpipe_agent.errors import InUseError, StateFolderError, TurnedAwayError
 from fedpipe_agent.exit_codes import ExitCode
 from fedpipe_agent.preflight import DatasetMissingError, LibrariesMissingError, ModelMissingError
 from fedpipe_agent.probe import ProbeError
-from fedpipe_agent.state_folder import InUseError, StateFolderError
 from fedpipe_profiles.settings_file import SettingsError
 from fedpipe_wire.topics import TopicError
 from fedpipe_wire.transport import TransportError
@@ -31,6 +31,7 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (TopicError, ExitCode.BAD_AGENT_FILE),
     (TransportError, ExitCode.BROKER_UNREACHABLE),
     (InUseError, ExitCode.IDENTITY_IN_USE),
+    (TurnedAwayError, ExitCode.IDENTITY_IN_USE),
     (StateFolderError, ExitCode.STATE_FOLDER_UNUSABLE),
     (DatasetMissingError, ExitCode.DATASET_UNUSABLE),
     (ModelMissingError, ExitCode.MODEL_UNUSABLE),

@@ -11,7 +11,8 @@ import typer
 
 from fedpipe_agent.checks import Setup
 from fedpipe_agent.config import load_agent_settings, within_hours
-from fedpipe_agent.daemon import Daemon, Identity
+from fedpipe_agent.daemon import Daemon
+from fedpipe_agent.identity import Identity
 from fedpipe_agent.preflight import check
 from fedpipe_agent.probe import probe_device
 from fedpipe_agent.state_folder import StateFolder
@@ -38,11 +39,11 @@ def run(
         )
         for note in notes:
             _log(note)
-        identity = Identity(settings.name, Topics(settings.federation), uuid.uuid4().hex)
+        identity = Identity(settings.name, Topics(settings.federation), uuid.uuid4().hex, folder.instance)
         transport = MqttTransport(
             settings.broker.host,
             settings.broker.port,
-            f"fedpipe-{settings.federation}-agent-{settings.name}",
+            identity.client_id,
             will=identity.will(),
         )
         setup = Setup(

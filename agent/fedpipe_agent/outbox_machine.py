@@ -1,0 +1,93 @@
+"""What becomes of an update from the trainer's word that it is written until the coordinator's acknowledgement.
+
+Part of the pure machine of `machine.py`. First the update is named by its content and remembered as one that the
+coordinator must acknowledge, then it is moved into the outbox, then it is offered. So wherever a kill falls, the same
+update is offered, under the same name. Only an acknowledgement, or the end of its run, takes one out of the outbox.
+"""
+
+from fedpipe_agent.agent_events import (
+    AgentAction,
+    DropUpdate,
+    Log,
+    NameUpdate,
+    Say,
+    ShelveUpdate,
+)
+from fedpipe_agent.handing import Outcome, update_path
+from fedpipe_agent.state import AgentState, finish, remember, task_key
+from fedpipe_wire.messages import Ack, BlobRef, Failed, Trained, TrainTask
+
+
+def offers(state: AgentState) -> tuple[AgentAction, ...]:
+    """What to do for every update that is not acknowledged; each may be done twice without harm.
+
+    What was said before the update may have been lost with it, and is said again.
+    """
+    path, done = update_path(state), state.memory.done
+    actions: list[AgentAction] = []
+    if state.stage == "shelving" and state.offered is None and state.task is not None:
+        actions += [*map(Say, done.get(f"early/{task_key(state.task)}", ())), NameUpdate(path)]
+    for trained in state.memory.outbox:
+        said = next((results for results in done.values() if results[-1] == trained), ())
+        actions += [*map(Say, said[:-1]), ShelveUpdate(path, trained.update)]
+    return tuple(actions)
+
+
+def named(state: AgentState, ref: BlobRef) -> Outcome:
+    """The written update has a name."""
+    task, memory = state.task, state.memory
+    if not isinstance(task, TrainTask) or state.stage != "shelving" or memory.trained is None:
+        return state, ()
+    trained = Trained(
+        run=task.run,
+        round=task.round,
+        update=ref,
+        download_s=memory.download_s or 0.0,
+        **dict(memory.trained.model_dump(exclude={"reply"})),
+    )
+    state = remember(state, task, trained)
+    return state.remembering(outbox=(*memory.outbox, trained)), (ShelveUpdate(update_path(state), ref),)
+
+
+def shelved(state: AgentState, ref: BlobRef) -> Outcome:
+    """An update lies in the outbox under its content's name: offer it."""
+    entries = [trained for trained in state.memory.outbox if trained.update.sha256 == ref.sha256]
+    if not entries:
+        return state, (DropUpdate(ref.sha256),)
+    if state.stage == "shelving" and state.offered in entries:
+        state = state.to("offered")
+    return state, tuple(Say(entry) for entry in entries)
+
+
+def not_shelved(state: AgentState, sha256: str | None, reason: str) -> Outcome:
+    """An update cannot be kept, or is gone (`sha256` is None before it had a name): its round is lost, and said so."""
+    lost = [trained for trained in state.memory.outbox if trained.update.sha256 == sha256]
+    mine = state.offered in lost if lost else sha256 is None and state.stage == "shelving"
+    state = state.remembering(outbox=tuple(trained for trained in state.memory.outbox if trained not in lost))
+    log = Log(f"an update cannot be kept in the outbox: {reason}")
+    task = state.task
+    if not mine or not isinstance(task, TrainTask):
+        return state, (log,)
+    message = f"the update cannot be kept on this agent's disk: {reason}"[:4000]
+    failed = Failed(run=task.run, round=task.round, kind="internal", message=message)
+    return finish(state, task, failed), (Say(failed), log)
+
+
+def acknowledged(state: AgentState, ack: Ack) -> Outcome:
+    """The coordinator has taken an update, or never will."""
+    outbox, name = state.memory.outbox, f"update {ack.sha256[:12]} of round {ack.round}"
+    settled = [
+        each for each in outbox if (each.run, each.round, each.update.sha256) == (ack.run, ack.round, ack.sha256)
+    ]
+    if not settled:
+        return state, (Log(f"{name} was acknowledged, and no such update is in the outbox: nothing to do"),)
+    if state.offered in settled:
+        state = state.to("finished") if ack.accepted else state.empty_handed()
+    left = tuple(each for each in outbox if each not in settled)
+    state = state.remembering(outbox=left)
+    dropped = () if any(each.update.sha256 == ack.sha256 for each in left) else (DropUpdate(ack.sha256),)
+    if ack.accepted:
+        return state, (*dropped, Log(f"{name} was taken"))
+    # The update is gone: should the same task come again, it must be worked on anew.
+    done = {key: results for key, results in state.memory.done.items() if results[-1] not in settled}
+    return state.remembering(done=done), (*dropped, Log(f"{name} was not taken: {ack.reason}"))

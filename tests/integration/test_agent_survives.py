@@ -1,0 +1,118 @@
+"""Real agents that are killed, restarted, doubled, or have the wrong time: the run ends as if nothing had happened."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from federation import Federation, children_of, fedpipe_agent, kill, wait_for, write_job
+from mosquitto_support import mosquitto_or_skip
+from tiny_models import make_tiny_model, write_classification
+
+from fedpipe_agent.exit_codes import ExitCode
+from fedpipe_coordinator.demo.processes import Child
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+TESTS = Path(__file__).parents[1]
+JOB = ("rounds.min_agents=1", "export.merged=false", "rounds.number=2")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    mosquitto_or_skip()
+    folder = tmp_path_factory.mktemp("survives")
+    write_job(folder / "job.toml", make_tiny_model(folder / "model", "bert"))
+    write_classification(folder / "a.jsonl", rows=300)
+    return folder
+
+
+def _adapter(federation: Federation, run: str) -> str:
+    """The bytes of the last adapter, as a name."""
+    path = federation.run_folder(run) / "adapter" / "adapter_model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _run(federation: Federation, place: Path, meanwhile: Callable[[str], None] = lambda _: None) -> str:
+    run = federation.submit(place / "job.toml", *JOB)
+    meanwhile(run)
+    federation.wait_for_audit(run, "run-done")
+    return _adapter(federation, run)
+
+
+def _federation(place: Path, name: str) -> Federation:
+    folder = place / name
+    folder.mkdir()
+    federation = Federation(folder)
+    federation.init()
+    federation.up()
+    return federation
+
+
+@pytest.fixture(scope="module")
+def calm(place: Path) -> str:
+    """What the job ends in where nothing happens."""
+    with _federation(place, "calm") as federation:
+        federation.start_agent("a", {"words": place / "a.jsonl"})
+        federation.wait_for_agents("a")
+        return _run(federation, place)
+
+
+def test_an_agent_with_the_wrong_time_ends_in_the_same_bytes(
+    place: Path, calm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
+    with _federation(place, "skewed") as federation:
+        config = federation.write_agent("a", {"words": place / "a.jsonl"})
+        agent = federation.start_module("a", "skewed_agent", "400", "run", "--config", config)
+        federation.wait_for_agents("a")
+        assert _run(federation, place) == calm
+        assert _year(agent) == _year(federation.children["coordinator"]) + 1
+
+
+def _year(child: Child) -> int:
+    """Of the first line that has one."""
+    return next(int(line[:4]) for line in child.log.read_text().splitlines() if line[:4].isdigit())
+
+
+def test_an_agent_and_its_trainer_that_are_killed_end_in_the_same_bytes(place: Path, calm: str) -> None:
+    with _federation(place, "killed") as federation:
+        federation.start_agent("a", {"words": place / "a.jsonl"})
+        federation.wait_for_agents("a")
+
+        def blows(run: str) -> None:
+            federation.wait_for_audit(run, "scored", "a")
+            federation.wait_for_audit(run, "evaluated", "a")
+            kill(federation.children["a"])
+            again = federation.start_agent("a", {"words": place / "a.jsonl"})
+            wait_for("a trainer again", lambda: children_of(again.process.pid), [again])
+            wait_for("the round goes on", lambda: "connected to the broker" in again.log.read_text(), [again])
+            for trainer in children_of(again.process.pid):
+                os.kill(trainer, signal.SIGKILL)
+
+        assert _run(federation, place, blows) == calm
+        log = federation.children["a"].log.read_text()
+        assert "Traceback" not in log
+        for audit in federation.audit(next((federation.home / "runs").iterdir()).name, "failed"):
+            pytest.fail(json.dumps(audit))
+
+
+def test_of_two_agents_of_one_name_the_newer_is_turned_away_and_ends_with_its_code(place: Path) -> None:
+    with _federation(place, "doubled") as federation:
+        older = federation.start_agent("a", {"words": place / "a.jsonl"})
+        federation.wait_for_agents("a")
+        other = place / "doubled" / "elsewhere"
+        other.mkdir()
+        shutil.copy(place / "doubled" / "a" / "agent.toml", other)
+        ended = fedpipe_agent("run", "--config", other / "agent.toml")
+        assert ended.code == ExitCode.IDENTITY_IN_USE, ended
+        assert "another agent of the name 'a' works for this federation" in ended.said
+        assert ended.said.count("does not let this agent in") == 1
+        assert "Traceback" not in ended.err
+        assert older.process.poll() is None
+        federation.wait_for_agents("a")
+        run = federation.submit(place / "job.toml", *JOB)
+        federation.wait_for_audit(run, "run-done")

@@ -1,0 +1,186 @@
+"""What an agent remembers is on disk whole, or its folder is refused with what to do; its counter stays."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from agent_support import DriveAgent, score_task, train_task
+from small_disk import fill, read_only, small_disk
+
+from fedpipe_agent.errors import JournalError, StateFolderError
+from fedpipe_agent.journal import MIGRATIONS, Journal
+from fedpipe_agent.memory import Memory
+from fedpipe_agent.moments import Moment, read_moment, rebased
+from fedpipe_agent.state_folder import StateFolder
+from fedpipe_wire.database import Database
+
+NOW = Moment("this boot", 500.0, 1_000_000.0)
+
+
+def _worked() -> Memory:
+    agent = DriveAgent()
+    agent.task(score_task())
+    agent.work()
+    agent.task(train_task())
+    agent.adapter()
+    agent.work()
+    agent.task(train_task(2))
+    assert agent.state.memory.outbox
+    return agent.state.memory
+
+
+def test_what_was_saved_last_is_loaded(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path)) as journal:
+        assert journal.load() is None
+        journal.save(Memory(), NOW)
+        journal.save(_worked(), NOW)
+    with closing(Journal(tmp_path)) as journal:
+        assert journal.load() == (_worked(), NOW)
+
+
+# --- time -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "used_s"),
+    [
+        (Moment("this boot", 520.0, 5.0), 120.0),  # the wall clock was set back: it does not count
+        (Moment("next boot", 30.0, 1_000_060.0), 160.0),
+        (Moment("next boot", 700.0, 999_000.0), 100.0),  # a clock that went back takes nothing away
+    ],
+)
+def test_the_time_that_a_task_has_used_is_counted_on_and_never_less(now: Moment, used_s: float) -> None:
+    memory = rebased(Memory(began=400.0), NOW, now)
+    assert now.monotonic_s - memory.began == pytest.approx(used_s)
+
+
+def test_two_moments_of_one_boot_are_told_apart_by_the_monotonic_clock_alone(tmp_path: Path) -> None:
+    first, second = read_moment(), read_moment()
+    assert first.boot == second.boot
+    assert first.monotonic_s <= second.monotonic_s
+    assert read_moment(tmp_path / "none").boot != read_moment(tmp_path / "none").boot
+
+
+# --- what is wrong with a folder --------------------------------------------------------------------------------
+
+
+def _with_noise(path: Path) -> None:
+    path.write_bytes(b"\xa5" * 5000)
+
+
+def _cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _of_a_newer_schema(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version=7")
+
+
+def _with_another_body(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute('UPDATE memory SET body = \'{"stage": "asleep"}\'')
+        connection.commit()
+
+
+def _as_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+HARM: dict[str, tuple[Callable[[Path], None], str]] = {
+    "noise": (_with_noise, r"journal\.db is damaged.*move journal\.db, .*leave the rest.*above all the file 'counter'"),
+    "cut short": (_cut_short, r"journal\.db is damaged.*move journal\.db"),
+    "a newer schema": (_of_a_newer_schema, r"schema 7, this version of FedPipe reads schemas up to 1.*newer"),
+    "another body": (_with_another_body, r"is damaged \(stage: .*move journal\.db"),
+    "a folder": (_as_a_folder, r"journal\.db cannot be used.*writable"),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_journal_that_cannot_be_used_is_told_and_the_counter_stays(tmp_path: Path, harm: str) -> None:
+    with StateFolder(tmp_path) as folder:
+        used = folder.next_counter()
+        folder.journal.save(_worked(), NOW)
+    damage, told = HARM[harm]
+    damage(tmp_path / "journal.db")
+    with pytest.raises(JournalError, match=told), StateFolder(tmp_path) as folder:
+        folder.journal.load()
+    if (tmp_path / "journal.db").is_file():  # what the message says to do
+        for path in tmp_path.glob("journal.db*"):
+            path.rename(tmp_path / f"away-{path.name}")
+        with StateFolder(tmp_path) as folder:
+            assert folder.journal.load() is None
+            assert folder.next_counter() > used
+
+
+def test_a_journal_of_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    def second(connection: sqlite3.Connection) -> None:
+        connection.execute("ALTER TABLE memory ADD COLUMN host TEXT NOT NULL DEFAULT ''")
+
+    with closing(Journal(tmp_path)) as journal:
+        journal.save(_worked(), NOW)
+    path = tmp_path / "journal.db"
+    with closing(Database(path, (*MIGRATIONS, second), what="the agent's journal")) as database:
+        ((body, host),) = database.execute("SELECT body, host FROM memory")
+    assert (Memory.model_validate_json(body), host) == (_worked(), "")
+    assert (tmp_path / "journal.db.schema-1").exists()
+
+
+@contextmanager
+def _disk_with_a_state(folder: Path) -> Iterator[Path]:
+    with small_disk(folder, 4) as disk:
+        with StateFolder(disk / "state") as state:
+            state.next_counter()
+            state.journal.save(_worked(), NOW)
+        yield disk
+
+
+def test_a_read_only_folder_is_told(tmp_path: Path) -> None:
+    with _disk_with_a_state(tmp_path / "disk") as disk:
+        read_only(disk)
+        with pytest.raises(StateFolderError, match=r"cannot be used: Read-only file system.*writable"):
+            StateFolder(disk / "state").__enter__()
+
+
+def test_a_disk_that_is_full_loses_nothing_and_is_told_and_with_room_all_goes_on(tmp_path: Path) -> None:
+    with _disk_with_a_state(tmp_path / "disk") as disk:
+        with StateFolder(disk / "state") as folder:
+            before = folder.next_counter()
+            filler = fill(disk)
+            big = _worked().model_copy(update={"ended": tuple(f"run-{n}" * 20 for n in range(4000))})
+            with pytest.raises(JournalError, match="make room"):
+                folder.journal.save(big, NOW)
+            assert folder.journal.load() == (_worked(), NOW)
+            filler.unlink()
+            folder.journal.save(Memory(), NOW)
+        with StateFolder(disk / "state") as folder:
+            assert folder.journal.load() == (Memory(), NOW)
+            assert folder.next_counter() > before
+
+
+def test_no_number_is_used_that_could_not_be_reserved(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as folder:
+        (tmp_path / "counter.tmp").symlink_to("/dev/full")
+        for _ in range(2):  # also when whoever asked goes on
+            with pytest.raises(StateFolderError, match="No space left"):
+                folder.next_counter()
+        (tmp_path / "counter.tmp").unlink()
+        assert folder.next_counter() == 1
+
+
+# --- whose folder it is -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_the_same_instance_after_a_restart_and_its_copy_is_another(tmp_path: Path) -> None:
+    with StateFolder(tmp_path / "a") as folder:
+        first = folder.instance
+    (tmp_path / "a").rename(tmp_path / "moved")
+    with StateFolder(tmp_path / "moved") as folder:
+        assert folder.instance == first
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "instance").write_bytes((tmp_path / "moved" / "instance").read_bytes())
+    with StateFolder(tmp_path / "copy") as folder:
+        assert folder.instance != first

@@ -61,6 +61,7 @@ def round_record(result: RoundResult, metric: Metrics | None, shape: ModelShape,
         "metric": metrics_data(metric) or None,
         "truncation_tail": result.truncation_tail,
         "agents": [agent_record(member, result.round, shape, down_bytes) for member in result.members],
+        "late": [share.model_dump(mode="json", exclude={"sha256"}) for share in result.late],
     }
 
 

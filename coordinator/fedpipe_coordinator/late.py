@@ -60,8 +60,7 @@ def _plan_of(state: RunState, member: Member, message: Trained) -> Plan | str:
     plan = next((p for p in (member.plan, member.former_plan) if p is not None and p.round == message.round), None)
     if plan is None:
         return f"no update of {member.name} is awaited of it"
-    taken = plan is member.plan and member.standing == "accepted"
-    if taken or any(each.round == message.round and each.stored for each in member.late):
+    if member.delivered >= message.round:
         return "another update of it was taken before"
     return plan
 
@@ -88,7 +87,10 @@ def outcome(work: Step, member: Member, event: UpdateStored | UpdateRejected | U
 
 def _stored(work: Step, member: Member, entry: LateUpdate) -> None:
     stored = entry.model_copy(update={"stored": True})
-    update = {"late": tuple(stored if each is entry else each for each in member.late)}
+    update = {
+        "late": tuple(stored if each is entry else each for each in member.late),
+        "delivered": max(member.delivered, entry.round),
+    }
     work.put(remember(member, entry.trained.update.sha256).model_copy(update=update))
     pending = work.state.pending
     if pending is not None and pending.round == entry.round:

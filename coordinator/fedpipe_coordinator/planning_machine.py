@@ -46,7 +46,7 @@ def wait_for_agents(work: Step) -> None:
 
 def _delivered(member: Member, round_: int) -> bool:
     """Whether an agent's update of a round that is planned again is here already: it counts, and is not asked anew."""
-    return member.standing == "accepted" and member.plan is not None and member.plan.round == round_
+    return member.standing == "accepted" and member.delivered == round_
 
 
 def draw_agents(state: RunState, ready: list[str], delivered: int = 0) -> tuple[str, ...]:
@@ -124,6 +124,6 @@ def _in_new_round(member: Member, event: Planned) -> Member:
 def _former_plan(member: Member, round_: int) -> Plan | None:
     """The plan by which an agent may still bring an update of the round that was closed last."""
     if member.plan is not None and member.plan.round == round_:
-        return None if member.standing == "accepted" else member.plan
+        return None if member.delivered == round_ else member.plan
     kept = member.former_plan
     return kept if kept is not None and kept.round == round_ else None

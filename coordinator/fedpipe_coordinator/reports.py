@@ -141,7 +141,13 @@ def on_outcome(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed)
 
 
 def _stored(work: Step, member: Member, event: UpdateStored) -> None:
-    update = {"standing": "accepted", "round_s": work.now - work.state.phase_began, "fetch_at": None, "note": ""}
+    update = {
+        "standing": "accepted",
+        "delivered": event.round,
+        "round_s": work.now - work.state.phase_began,
+        "fetch_at": None,
+        "note": "",
+    }
     work.put(remember(member, event.sha256).model_copy(update=update))
     text = f"{event.agent}'s update {event.sha256[:12]} is stored"
     work.note("accepted", text, agent=event.agent, data={"sha256": event.sha256})

@@ -130,6 +130,7 @@ class Member(Value):
     trained: Trained | None = None
     taken: tuple[str, ...] = ()
     round_s: float | None = None
+    delivered: NonNegativeInt = Field(default=0, description="the last round of which an update is stored")
     former_plan: Plan | None = Field(default=None, description="of the round before, while its update is still out")
     late: tuple[LateUpdate, ...] = ()
     fetch_at: float | None = Field(default=None, description="its transfer died, and is tried again then")

@@ -232,6 +232,16 @@ def test_a_second_update_of_a_round_that_is_over_replaces_only_one_that_is_not_h
     assert _acks(drive.hear("a", trained("a", 1, "another"))) == [("a", 1, False)]
 
 
+def test_who_delivered_in_time_and_sits_a_round_out_cannot_bring_a_second_update() -> None:
+    drive = training("a", "b", number=3, min_agents=1)
+    finish(drive, "a")
+    finish(drive, "b")
+    drive.aggregate()
+    drive.plan({"b": 0})
+    assert drive.member("b").standing == "idle"
+    assert _acks(drive.hear("b", trained("b", 1, "another"))) == [("b", 1, False)]
+
+
 def test_a_late_update_that_fails_its_check_is_declined_and_one_whose_transfer_died_is_not() -> None:
     drive = _closed_without_b()
     drive.hear("b", LATE)

@@ -171,7 +171,7 @@ class BlobReceiver:
         transfer.attempts_left -= 1
         transfer.partial.close()
         if transfer.attempts_left <= 0:
-            self._fail(transfer, f"{error} ({self._settings.attempts} attempts)")
+            self._fail(transfer, f"{error} ({self._settings.attempts} attempts)", hopeless=not _of_disk(error))
             return
         transfer.sources.rotate(-1)
         try:
@@ -184,7 +184,12 @@ class BlobReceiver:
         transfer.state = replace(state, ask_at=self._clock() + self._settings.gap_s)
         transfer.actions.extend(action for action in actions if not isinstance(action, blobs.Ask))
 
-    def _fail(self, transfer: _Transfer, reason: str) -> None:
+    def _fail(self, transfer: _Transfer, reason: str, *, hopeless: bool = False) -> None:
         transfer.partial.close()
         self._transfers.pop(transfer.ref.sha256, None)
-        self.outcomes.extend(BlobFailed(source, transfer.ref.sha256, reason) for source in transfer.sources)
+        sha256 = transfer.ref.sha256
+        self.outcomes.extend(BlobFailed(source, sha256, reason, hopeless=hopeless) for source in transfer.sources)
+
+
+def _of_disk(error: BlobError) -> bool:
+    return isinstance(error, BlobDiskError)

@@ -1,4 +1,4 @@
-"""All of a running coordinator put together: broker, store, session, service and control socket.
+"""All of a running coordinator put together: store, broker, session, service and control socket.
 
 Owns starting them in order and ending them in the opposite one.
 """
@@ -41,6 +41,8 @@ class Server:
         """
         refuse_second(self._home.path)
         with ExitStack() as stack:
+            store = SqliteStore(self._home.store)
+            stack.callback(store.close)
             broker = self._settings.broker
             port, each_tick = broker.port, _nothing
             if broker.managed:
@@ -50,8 +52,6 @@ class Server:
                 each_tick = BrokerWatch(managed, self._log).look
                 self._log(f"Mosquitto listens on {broker.host}:{managed.port}")
                 port = managed.port
-            store = SqliteStore(self._home.store)
-            stack.callback(store.close)
             name = self._settings.federation
             transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator")
             transfers = self._settings.transfer.to_settings()

@@ -115,8 +115,6 @@ class Service:
                 next_tick = now + TICK_S
             wake = min(next_tick, self._exchange.tick(now))
             self._settle_transfers()
-            if self._queue.empty():
-                self._write_out()
             try:
                 event = self._queue.get(timeout=max(0.0, wake - time.monotonic()))
             except Empty:
@@ -203,6 +201,7 @@ class Service:
         self._each_tick(now)
         if self._active is not None:
             self._apply(self._active, Ticked())
+        self._write_out()  # many lines at a time: a message must not cost a sync of its own for each file
         if self._collect_due:
             self._collect()
 

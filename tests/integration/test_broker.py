@@ -139,7 +139,12 @@ def test_a_stale_broker_of_the_same_folder_is_waited_for(broker: ManagedBroker) 
     stale = broker.pid
     os.kill(stale, signal.SIGSTOP)
     successor = ManagedBroker(broker.folder, broker.host, broker.port)
-    wake = threading.Timer(1.0, lambda: [os.kill(stale, number) for number in (signal.SIGTERM, signal.SIGCONT)])
+
+    def end() -> None:
+        os.kill(stale, signal.SIGTERM)
+        os.kill(stale, signal.SIGCONT)
+
+    wake = threading.Timer(1.0, end)
     wake.start()
     try:
         successor.start()

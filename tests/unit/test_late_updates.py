@@ -1,7 +1,9 @@
 """Updates that come after their round was closed: used once, by the next round, with less weight; or declined."""
 
+from typing import Any
+
 import pytest
-from run_support import Drive, evaluated, failed, finish, shape, tasks, trained, training
+from run_support import Drive, evaluated, failed, finish, shape, trained, training
 
 from fedpipe_coordinator.membership import OFFLINE_GRACE_S
 from fedpipe_coordinator.records import round_record
@@ -13,6 +15,7 @@ from fedpipe_coordinator.run_events import (
     Fetch,
     RunAction,
     SaveRound,
+    Send,
     StopFetch,
     Ticked,
     UpdateDelayed,
@@ -25,7 +28,7 @@ from fedpipe_wire.messages import Ack
 LATE = trained("b", 1)
 
 
-def _closed_without_b(**rounds: object) -> Drive:
+def _closed_without_b(**rounds: Any) -> Drive:
     """Round 1 was closed with a's update only; b is back and trains still."""
     drive = training("a", "b", **{"number": 3, **rounds})
     finish(drive, "a")
@@ -45,8 +48,11 @@ def _until(drive: Drive, phase: str) -> None:
 
 
 def _acks(actions: tuple[RunAction, ...]) -> list[tuple[str, int, bool]]:
-    found = [(agent, message) for agent, message in tasks(actions) if isinstance(message, Ack)]
-    return [(agent, ack.round, ack.accepted) for agent, ack in found]
+    return [
+        (action.agent, action.message.round, action.message.accepted)
+        for action in actions
+        if isinstance(action, Send) and isinstance(action.message, Ack)
+    ]
 
 
 def _to_round_2(drive: Drive) -> None:

@@ -17,10 +17,11 @@ from fedpipe_coordinator.change_averaging import (
     AggregationError,
     Aggregator,
     Factors,
+    HeadChange,
     WeightChange,
     aggregate_head,
     aggregate_weight,
-    total_examples,
+    masses,
 )
 from fedpipe_coordinator.components import generator
 from fedpipe_profiles.model import ModelShape
@@ -42,6 +43,7 @@ __all__ = [
     "AggregationReport",
     "Aggregator",
     "Factors",
+    "HeadChange",
     "UpdateFile",
     "WeightChange",
     "aggregate_files",
@@ -52,12 +54,26 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class UpdateFile:
-    """An accepted update on disk; `components` as in the plan that it answers."""
+    """An accepted update on disk; `components` as in the plan that it answers.
+
+    An update of an earlier round has the global adapter that it was trained from as `base`, and a `weight`.
+    """
 
     agent: str
     examples: int
     path: Path
     components: Mapping[str, tuple[int, ...]]
+    weight: float = 1.0
+    base: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An update and its base, open for reading."""
+
+    update: UpdateFile
+    file: TensorFile
+    base: TensorFile | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +101,32 @@ def aggregate_files(  # noqa: PLR0913 - two files, the updates, and what makes i
     """Aggregate whole files, holding one weight's factors at a time.
 
     `out_path` appears whole and synced, or not at all. The same arguments give the same bytes,
-    whatever the order of `updates`. BLAS is held to one thread meanwhile, in the whole process: the
-    number of threads may show in the last bits, and threads that wait for each other on a busy
-    machine cost more than they bring to matrices this thin.
+    whatever the order of `updates`; the change of one with a base of its own is measured against
+    that. BLAS is held to one thread meanwhile, in the whole process: the number of threads may show
+    in the last bits, and threads that wait for each other on a busy machine cost more than they
+    bring to matrices this thin.
 
     Raises:
         AggregationError: if there is no update, or as `aggregate_weight`, with the weight's name.
         TensorError: if a file does not hold what its components say.
         OSError: if a file cannot be read or the disk refuses.
     """
-    examples = total_examples([(update.agent, update.examples) for update in updates])
+    masses(updates)
     tails: dict[str, float] = {}
     lost = whole = 0.0
     with ExitStack() as stack:
         stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
         start = stack.enter_context(TensorFile(global_path))
         weights, spec = _global_spec(start.header, shape)
-        opened = [(update, stack.enter_context(TensorFile(update.path))) for update in updates]
-        for update, file in opened:
-            _check_update(update, file.header, shape, weights)
+        bases = {path: stack.enter_context(TensorFile(path)) for path in sorted({u.base for u in updates if u.base})}
+        for base in bases.values():
+            check_tensors(base.header, spec)
+        opened = [
+            _Opened(update, stack.enter_context(TensorFile(update.path)), bases[update.base] if update.base else None)
+            for update in updates
+        ]
+        for each in opened:
+            _check_update(each.update, each.file.header, shape, weights)
         writer = stack.enter_context(TensorWriter(out_path, spec))
         for weight in weights:
             before, changes = _read_weight(start, opened, weight)
@@ -116,10 +139,10 @@ def aggregate_files(  # noqa: PLR0913 - two files, the updates, and what makes i
             lost += (after.tail * after.norm) ** 2
             whole += after.norm**2
         for name in (head_name(part.name) for part in shape.head):
-            heads = [(update.agent, update.examples, file.read(name)) for update, file in opened]
             with _naming(name):
-                writer.write(name, aggregate_head(start.read(name), heads))
+                writer.write(name, aggregate_head(start.read(name), [_head(each, name) for each in opened]))
     tail = math.sqrt(lost / whole) if whole else 0.0
+    examples = sum(update.examples for update in updates)
     return AggregationReport(tail, tails, len(weights), len(updates), examples)
 
 
@@ -149,17 +172,37 @@ def _check_update(
         raise TensorError(f"{update.agent}: {error}") from None
 
 
-def _read_weight(
-    start: TensorFile, opened: Sequence[tuple[UpdateFile, TensorFile]], weight: str
-) -> tuple[Factors, list[WeightChange]]:
+def _read_weight(start: TensorFile, opened: Sequence[_Opened], weight: str) -> tuple[Factors, list[WeightChange]]:
     """One weight's factors: the global's, and those of every agent that trained it."""
-    a, b = a_name(weight), b_name(weight)
     changes = [
-        WeightChange(update.agent, update.examples, indices, file.read(b), file.read(a))
-        for update, file in opened
-        if (indices := update.components.get(weight))
+        WeightChange(
+            each.update.agent,
+            each.update.examples,
+            indices,
+            each.file.read(b_name(weight)),
+            each.file.read(a_name(weight)),
+            None if each.base is None else _components(each.base, weight, indices),
+            each.update.weight,
+        )
+        for each in opened
+        if (indices := each.update.components.get(weight))
     ]
-    return Factors(start.read(b), start.read(a)), changes
+    return Factors(start.read(b_name(weight)), start.read(a_name(weight))), changes
+
+
+def _components(file: TensorFile, weight: str, indices: tuple[int, ...]) -> Factors:
+    """Some components of a weight of a global adapter; b: (d_out, r), a: (r, d_in)."""
+    b, a = file.read(b_name(weight)), file.read(a_name(weight))
+    wrong = [index for index in indices if not 0 <= index < len(a)]
+    if wrong:
+        raise AggregationError(f"{weight}: components {wrong} are not distinct numbers from 0 to {len(a) - 1}")
+    return Factors(b[:, list(indices)], a[list(indices)])
+
+
+def _head(each: _Opened, name: str) -> HeadChange:
+    """One agent's values of a parameter that is trained whole."""
+    base = None if each.base is None else each.base.read(name)
+    return HeadChange(each.update.agent, each.update.examples, each.file.read(name), base, each.update.weight)
 
 
 @contextmanager

@@ -10,13 +10,32 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fedpipe_coordinator.port_holder import port_holder
+from fedpipe_coordinator.broker_errors import (
+    BrokerDiedError,
+    BrokerError,
+    BrokerMissingError,
+    BrokerTooOldError,
+    PortInUseError,
+)
+from fedpipe_coordinator.ports import answers, check_port, free_port, in_use
+
+__all__ = [
+    "BrokerDiedError",
+    "BrokerError",
+    "BrokerMissingError",
+    "BrokerTooOldError",
+    "ManagedBroker",
+    "PortInUseError",
+    "find_mosquitto",
+    "free_port",
+    "mosquitto_version",
+    "write_config",
+]
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 OLDEST = (2, 0)
@@ -26,29 +45,9 @@ _PR_SET_PDEATHSIG = 1
 _START_S = 15.0
 _STOP_S = 10.0
 _PORT_TRIES = 5
-_LOGIN = bytes.fromhex("10 0d 00 04 4d 51 54 54 05 02 00 3c 00 00 00")
-"""An MQTT 5 CONNECT of an empty client identifier with a clean start (MQTT 5.0, 3.1)."""
-_CONNACK = 0x20
-
-
-class BrokerError(Exception):
-    """The managed broker cannot be started."""
-
-
-class BrokerMissingError(BrokerError):
-    """There is no Mosquitto on this machine."""
-
-
-class BrokerTooOldError(BrokerError):
-    """The Mosquitto here does not speak MQTT 5 as this system needs it."""
-
-
-class PortInUseError(BrokerError):
-    """Somebody else listens on the port."""
-
-
-class BrokerDiedError(BrokerError):
-    """Mosquitto ended, or did not answer, after it was started; the message has its last words."""
+_PORT_PATIENCE_S = 15.0
+_LOG_BYTES = 1 << 20
+_DATABASE = "mosquitto.db"
 
 
 def find_mosquitto() -> Path:
@@ -109,7 +108,7 @@ def write_config(folder: Path, host: str, port: int, extra: Sequence[str] = ()) 
         *_user(),
         "persistence true",
         f"persistence_location {folder.absolute()}/",
-        "persistence_file mosquitto.db",
+        f"persistence_file {_DATABASE}",
         "autosave_interval 60",
         "persistent_client_expiration 7d",
         f"max_packet_size {MAX_PACKET_BYTES}",
@@ -148,6 +147,7 @@ class ManagedBroker:
     def __init__(self, folder: Path, host: str = "127.0.0.1", port: int = 0, *, extra: Sequence[str] = ()) -> None:
         self.folder, self.host, self.port = folder, host, port
         self.log = folder / "mosquitto.log"
+        self._config = folder.absolute() / "mosquitto.conf"
         self._any_port = port == 0
         self._extra = tuple(extra)
         self._process: subprocess.Popen[bytes] | None = None
@@ -174,18 +174,50 @@ class ManagedBroker:
         """
         if self.is_alive:
             raise BrokerError(f"the broker runs already, as process {self.pid}")
-        binary = find_mosquitto()
         for attempt in range(_PORT_TRIES):
             if self.port == 0 or (self._any_port and attempt):
                 self.port = free_port(self.host)
             try:
-                _check_port(self.host, self.port)
-                self._launch(binary)
+                self._start_here(_PORT_PATIENCE_S)
             except PortInUseError:
                 if not self._any_port or attempt == _PORT_TRIES - 1:
                     raise
             else:
                 return
+
+    def revive(self) -> str:
+        """Start it again after it ended by itself, on the same port; returns its last words.
+
+        Raises:
+            BrokerError: as `start`.
+        """
+        words = _last_lines(self.log, 0)
+        self.kill()
+        self._start_here(0.0)
+        return words
+
+    def trim_log(self) -> None:
+        """Keep the log from growing without bound: the last of it moves to a file beside, once it is long."""
+        if not self.log.exists() or self.log.stat().st_size <= _LOG_BYTES:
+            return
+        with self.log.open("r+b") as log:
+            log.seek(-_LOG_BYTES, os.SEEK_END)
+            self.log.with_name(f"{self.log.name}.1").write_bytes(log.read())
+            log.truncate(0)  # it is written in append mode
+
+    def _start_here(self, patience_s: float) -> None:
+        binary = find_mosquitto()
+        self.trim_log()
+        check_port(self.host, self.port, self._config, patience_s)
+        try:
+            self._launch(binary)
+        except BrokerDiedError:
+            database = self.folder / _DATABASE
+            if not database.exists():
+                raise
+            # What is in it can be done without, and a damaged one must not keep the broker from starting.
+            database.replace(database.with_name(f"{_DATABASE}.unused"))
+            self._launch(binary)
 
     def stop(self) -> None:
         """Let it save its database and end; kill it if it does not. May be called twice."""
@@ -206,11 +238,11 @@ class ManagedBroker:
             self._process = None
 
     def _launch(self, binary: Path) -> None:
-        config = write_config(self.folder, self.host, self.port, self._extra)
+        write_config(self.folder, self.host, self.port, self._extra)
         with self.log.open("ab") as log:
             begin = log.tell()
             self._process = subprocess.Popen(
-                [binary, "-c", config],
+                [binary, "-c", self._config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -219,7 +251,7 @@ class ManagedBroker:
             )
         deadline = time.monotonic() + _START_S
         while self._process.poll() is None and time.monotonic() < deadline:
-            if _answers(self.host, self.port):
+            if answers(self.host, self.port):
                 return
             try:
                 self._process.wait(0.02)
@@ -229,7 +261,7 @@ class ManagedBroker:
         self.kill()
         words = _last_lines(self.log, begin)
         if "Address already in use" in words:
-            raise _in_use(self.host, self.port)
+            raise in_use(self.host, self.port)
         ended = f"did not answer within {_START_S:g} s" if code is None else f"ended with code {code}"
         raise BrokerDiedError(f"mosquitto on {self.host}:{self.port} {ended}; the end of {self.log}:\n{words}")
 
@@ -253,46 +285,8 @@ def _die_with_parent() -> Callable[[], None]:
     return set_death_signal
 
 
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _check_port(host: str, port: int) -> None:
-    with socket.socket(_family(host)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Mosquitto does
-        try:
-            probe.bind((host, port))
-        except PermissionError:
-            raise BrokerError(f"port {port} may not be opened by this user: choose one from 1024") from None
-        except OSError:
-            raise _in_use(host, port) from None
-
-
-def _in_use(host: str, port: int) -> PortInUseError:
-    holder = port_holder(port)
-    who = "another program listens there" if holder is None else f"{holder} listens there"
-    return PortInUseError(f"port {port} on {host} is in use: {who}; stop it or choose another port")
-
-
-def _answers(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=1.0) as probe:
-            probe.sendall(_LOGIN)
-            answer = probe.recv(1)
-    except OSError:
-        return False
-    return bool(answer) and answer[0] == _CONNACK
-
-
 def _last_lines(path: Path, begin: int, most: int = 8) -> str:
     with path.open("rb") as file:
-        file.seek(begin)
-        lines = file.read(65536).decode(errors="replace").splitlines()
+        file.seek(max(begin, file.seek(0, os.SEEK_END) - 65536))
+        lines = file.read().decode(errors="replace").splitlines()
     return "\n".join(lines[-most:]) or "(nothing)"

@@ -4,8 +4,10 @@ Owns what happens to one weight or one head parameter, as pure functions. Files 
 work.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,13 +31,30 @@ class Factors:
 
 @dataclass(frozen=True, slots=True)
 class WeightChange:
-    """What one agent made of components `indices`; b: (d_out, r), a: (r, d_in)."""
+    """What one agent made of components `indices`; b: (d_out, r), a: (r, d_in).
+
+    `base` is what it was trained from, of the same shapes, where that is not the global's own components: an update of
+    an earlier round. `weight` multiplies its examples.
+    """
 
     agent: str
     examples: int
     indices: tuple[int, ...]
     b: NDArray[Any]
     a: NDArray[Any]
+    base: Factors | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadChange:
+    """A parameter that one agent trained whole; `base` and `weight` as in `WeightChange`."""
+
+    agent: str
+    examples: int
+    values: NDArray[Any]
+    base: NDArray[Any] | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +96,12 @@ def aggregate_weight(
 ) -> Aggregated:
     """Average the changes of one weight and keep the R largest singular values.
 
-    dW+ = B_g A_g + sum_k w_k (B_k A_k - B_g[:, I_k] A_g[I_k]), w_k = examples_k / their sum over
-    the agents that trained this weight. The subtracted terms join the global's own columns, so the
-    stack is R + sum(r_k) wide. The result is `a = row_norm * V^T`, `b = U S / row_norm`;
-    components without a singular value get a new unit row, orthogonal to the kept ones, and b = 0.
+    dW+ = B_g A_g + sum_k w_k (B_k A_k - B_g[:, I_k] A_g[I_k]), w_k = weight_k * examples_k / their
+    sum over the agents that trained this weight. The subtracted terms join the global's own
+    columns, so the stack is R + sum(r_k) wide; a change with a base of its own brings that as r_k
+    further columns, for it is measured against what it was trained from. The result is
+    `a = row_norm * V^T`, `b = U S / row_norm`; components without a singular value get a new unit
+    row, orthogonal to the kept ones, and b = 0.
 
     Args:
         global_: The global factors before the round.
@@ -90,13 +111,15 @@ def aggregate_weight(
         dtype: Of the new factors.
 
     Raises:
-        AggregationError: if shapes do not fit, indices are no components, an agent comes twice,
-            examples are negative or all zero, or a value is not finite.
+        AggregationError: if shapes do not fit, indices are no components, an agent comes twice
+            from one base, examples are negative or all zero, or a value is not finite.
     """
-    ordered = sorted(changes, key=lambda change: change.agent)
+    ordered = sorted(changes, key=_place)
     _check(global_, ordered)
-    b = np.concatenate([global_.b, *(change.b for change in ordered)], axis=1, dtype=np.float64)
-    a = np.concatenate([global_.a, *(change.a for change in ordered)], axis=0, dtype=np.float64)
+    bases = [change.base for change in ordered if change.base is not None]
+    parts = [global_, *(Factors(change.b, change.a) for change in ordered), *bases]
+    b = np.concatenate([part.b for part in parts], axis=1, dtype=np.float64)
+    a = np.concatenate([part.a for part in parts], axis=0, dtype=np.float64)
     rank = len(global_.a)
     svd = svd_of_product(b, _coefficients(rank, ordered), a, rank)
     tail = svd.tail / svd.norm if svd.norm else 0.0
@@ -110,25 +133,33 @@ def aggregate_weight(
     return Aggregated(Factors(new_b.astype(dtype), new_a.astype(dtype)), tail, svd.norm, svd.values)
 
 
-def aggregate_head(global_: NDArray[Any], changes: Sequence[tuple[str, int, NDArray[Any]]]) -> NDArray[np.float32]:
-    """Average one parameter that is trained whole: W + sum_k w_k (W_k - W), in float64.
+def aggregate_head(global_: NDArray[Any], changes: Sequence[HeadChange]) -> NDArray[np.float32]:
+    """Average one parameter that is trained whole: W + sum_k w_k (W_k - base_k), in float64.
 
     Args:
-        global_: The parameter before the round, of any shape.
-        changes: (agent, examples, parameter after local training), in any order.
+        global_: The parameter before the round, of any shape; the base of changes without one.
+        changes: Those of the agents, in any order.
 
     Raises:
         AggregationError: as `aggregate_weight`.
     """
-    total = total_examples([(agent, examples) for agent, examples, _ in changes])
+    ordered = sorted(changes, key=_place)
+    shares = masses(ordered)
+    total = sum(shares)
     result = global_.astype(np.float64)
-    for agent, examples, values in sorted(changes, key=lambda change: change[0]):
-        if values.shape != global_.shape:
-            raise AggregationError(f"{agent}: expected {global_.shape}, got {values.shape}")
-        result += (examples / total) * (values.astype(np.float64) - global_)
+    for change, share in zip(ordered, shares, strict=True):
+        base = global_ if change.base is None else change.base
+        if (change.values.shape, base.shape) != (global_.shape, global_.shape):
+            raise AggregationError(f"{change.agent}: expected {global_.shape}, got {change.values.shape}")
+        result += (share / total) * (change.values.astype(np.float64) - base)
     if not np.isfinite(result).all():
         raise AggregationError("a head parameter is not finite: refuse such an update")
     return result.astype(np.float32)
+
+
+def _place(change: WeightChange | HeadChange) -> tuple[str, bool]:
+    """The order in which changes are added up, whatever their order of arrival."""
+    return change.agent, change.base is not None
 
 
 def _check(global_: Factors, changes: Sequence[WeightChange]) -> None:
@@ -137,7 +168,7 @@ def _check(global_: Factors, changes: Sequence[WeightChange]) -> None:
     if rank != rows:
         raise AggregationError(f"global b has {rank} columns, a has {rows} rows: expected the same")
     if changes:
-        total_examples([(change.agent, change.examples) for change in changes])
+        masses(changes)
     for change in changes:
         count = len(change.indices)
         expected = ((d_out, count), (count, d_in))
@@ -148,37 +179,70 @@ def _check(global_: Factors, changes: Sequence[WeightChange]) -> None:
             raise AggregationError(
                 f"{change.agent}: components {change.indices} are not distinct numbers from 0 to {rank - 1}"
             )
+        base = change.base
+        if base is not None and (base.b.shape, base.a.shape) != expected:
+            raise AggregationError(f"{change.agent}: expected a base of {expected}, got {(base.b.shape, base.a.shape)}")
         if not (np.isfinite(change.b).all() and np.isfinite(change.a).all()):
             raise AggregationError(f"{change.agent}: factors are not finite: refuse its update")
 
 
-def total_examples(parts: Sequence[tuple[str, int]]) -> int:
-    """Sum of (agent, examples) over agents, each of which comes once.
+class Counted(Protocol):
+    """What counts by its examples."""
+
+    @property
+    def agent(self) -> str:
+        """Whose it is."""
+        ...
+
+    @property
+    def examples(self) -> int:
+        """How many it was trained on."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """What they are multiplied by."""
+        ...
+
+    @property
+    def base(self) -> object | None:
+        """What it was trained from; None: from the global adapter as it is."""
+        ...
+
+
+def masses(parts: Sequence[Counted]) -> list[int]:
+    """`examples * weight` of each part, as whole numbers in proportion: sums and differences of them are exact.
 
     Raises:
-        AggregationError: if there is no example, a negative number, or an agent twice.
+        AggregationError: if nothing weighs anything, a number is negative, or an agent comes twice from one base.
     """
-    agents = [agent for agent, _ in parts]
-    if len(set(agents)) != len(agents):
-        raise AggregationError(f"an agent comes twice among {sorted(agents)}: expected once each")
-    negative = [(agent, examples) for agent, examples in parts if examples < 0]
-    total = sum(examples for _, examples in parts)
-    if negative or total == 0:
+    places = [(part.agent, part.base is not None) for part in parts]
+    if len(set(places)) != len(places):
+        raise AggregationError(f"an agent comes twice among {sorted(agent for agent, _ in places)}: expected once each")
+    negative = [(part.agent, part.examples) for part in parts if part.examples < 0 or part.weight < 0]
+    exact = [Fraction(part.examples) * Fraction(part.weight) for part in parts]
+    if negative or sum(exact) == 0:
         raise AggregationError(
-            f"{len(parts)} updates with {total} examples in all, negative: {negative}: "
+            f"{len(parts)} updates with {sum(part.examples for part in parts)} examples in all, negative: {negative}: "
             "expected at least one update and one example"
         )
-    return total
+    common = math.lcm(*(share.denominator for share in exact))
+    return [int(share * common) for share in exact]
 
 
 def _coefficients(rank: int, changes: Sequence[WeightChange]) -> NDArray[np.float64]:
-    """Weight of every stacked component, (R + sum of r_k,): the global's own come first.
+    """Weight of every stacked component, (R + sum of r_k + those of bases,): the global's own come first.
 
     The numerators are whole numbers, so that a component which everybody trained gets exactly 0.
     """
-    total = sum(change.examples for change in changes) or 1
-    own = np.full(rank, total, dtype=np.int64)
-    for change in changes:
-        own[list(change.indices)] -= change.examples
-    shares = [np.full(len(change.indices), change.examples) for change in changes]
-    return np.concatenate([own, *shares]) / total
+    shares = masses(changes) if changes else []
+    total = sum(shares) or 1
+    own, after, before = [total] * rank, list[int](), list[int]()
+    for change, share in zip(changes, shares, strict=True):
+        after += [share] * len(change.indices)
+        if change.base is not None:
+            before += [-share] * len(change.indices)
+            continue
+        for index in change.indices:
+            own[index] -= share
+    return np.array([number / total for number in (*own, *after, *before)])

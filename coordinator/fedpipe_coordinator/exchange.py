@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpipe_wire import envelope
-from fedpipe_wire.blob_bits import BlobError
+from fedpipe_wire.blob_bits import BlobDiskError, BlobError
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_outcomes import BlobArrived, BlobFailed, BlobWanted
 from fedpipe_wire.blob_receiver import BlobReceiver
@@ -29,6 +29,8 @@ from fedpipe_wire.messages import (
     MessageError,
     RunState,
     Task,
+    TurnedAway,
+    Welcome,
     decode_from_agent,
     encode,
 )
@@ -40,12 +42,16 @@ NO_TIMER_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class TransferDone:
-    """An agent's blob is here, or never will be (`path` is None and `reason` says why)."""
+    """An agent's blob is here, or is not (`path` is None and `reason` says why).
+
+    `hopeless`: asking again would not help, for the agent sends what the blob's name denies.
+    """
 
     agent: str
     sha256: str
     path: Path | None
     reason: str = ""
+    hopeless: bool = False
 
 
 class Exchange:
@@ -83,7 +89,7 @@ class Exchange:
 
     # --- sending ------------------------------------------------------------------------------------------------
 
-    def send(self, agent: str, message: Task | Ack | BlobRequest) -> None:
+    def send(self, agent: str, message: Task | Ack | BlobRequest | Welcome | TurnedAway) -> None:
         """Send to one agent; kept until the session is up."""
         self._publish(self._topics.down(agent, COORDINATOR_CHANNELS[type(message)]), message, retain=False)
 
@@ -100,12 +106,18 @@ class Exchange:
         try:
             self._receiver.expect(ref, agent)
         except BlobError as error:
-            self._receiver.outcomes.append(BlobFailed(agent, ref.sha256, str(error)))
+            hopeless = not isinstance(error, BlobDiskError)
+            self._receiver.outcomes.append(BlobFailed(agent, ref.sha256, str(error), hopeless=hopeless))
+
+    def stop_fetching(self, agent: str, sha256: str) -> None:
+        """Expect a blob of an agent no more."""
+        self._receiver.cancel(sha256, agent)
 
     def forget_all(self, keep: set[str]) -> None:
-        """Remove all blobs but these."""
-        for sha256 in self._blobs.names():
-            if sha256 not in keep:
+        """Remove all blobs but these, whole or in part; what is being received stays."""
+        partial = {path.stem for path in self._blobs.folder.iterdir() if path.suffix in (".part", ".map")}
+        for sha256 in sorted({*self._blobs.names(), *partial} - keep):
+            if not self._receiver.expecting(sha256):
                 self._sender.withdraw(sha256)
                 self._blobs.remove(sha256)
 
@@ -161,8 +173,8 @@ class Exchange:
                     self.send(agent, BlobRequest(sha256=sha256, bitmap=bitmap))
                 case BlobArrived(str() as agent, sha256, path):
                     yield TransferDone(agent, sha256, path)
-                case BlobFailed(str() as agent, sha256, reason):
-                    yield TransferDone(agent, sha256, None, f"the update did not arrive: {reason}")
+                case BlobFailed(str() as agent, sha256, reason, hopeless):
+                    yield TransferDone(agent, sha256, None, f"the update did not arrive: {reason}", hopeless)
                 case _:
                     continue
         while self._sender.failures:

@@ -47,6 +47,7 @@ def check_update(path: Path, shape: ModelShape, plan: Plan) -> None:
 
     Raises:
         RefusedUpdateError: if names, shapes or dtypes are not exactly those of the plan, or a value is not finite.
+        OSError: if this machine cannot read it, which is not its sender's fault.
     """
     try:
         header = inspect_header(
@@ -58,5 +59,5 @@ def check_update(path: Path, shape: ModelShape, plan: Plan) -> None:
         check_tensors(header, update_spec(shape, plan))
         with TensorFile(path) as tensors:
             tensors.check_finite()
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise RefusedUpdateError(str(error)) from error

@@ -4,6 +4,7 @@ Part of the pure machine of `run_machine.py`. An agent that joins while a run is
 planned from the next round on.
 """
 
+from fedpipe_coordinator import late
 from fedpipe_coordinator.base_model import base_identity, curve_problem
 from fedpipe_coordinator.run_events import AgentOnline, Send
 from fedpipe_coordinator.run_state import Member
@@ -34,12 +35,11 @@ def agent_online(work: Step, event: AgentOnline) -> None:
         # its owner may have mended what kept it out
         standing = "asked" if work.state.phase == "surveying" else "idle"
         update |= {"standing": standing, "note": "", "survey": None}
-    elif restarted and member.standing == "offered":
-        update["standing"] = "asked"  # what it offered went with its former process
     work.put(member.model_copy(update=update))
     if not member.online:
         work.note("returned", f"{name} is back", agent=name)
     ask_again(work, name)
+    late.fetch(work, name)
 
 
 def agent_offline(work: Step, name: str) -> None:

@@ -41,8 +41,8 @@ def handle(service: "Service", request: ControlRequest) -> None:
             request.answer({"error": f"unknown request {other!r}: are fedpipe and the coordinator of one version?"})
 
 
-def describe(state: RunState) -> dict[str, Any]:
-    """A run as plain data."""
+def describe(state: RunState, trouble: str = "") -> dict[str, Any]:
+    """A run as plain data; `trouble` is what keeps its records from being written."""
     return {
         "run": state.run,
         "job": state.job.job.name,
@@ -52,7 +52,7 @@ def describe(state: RunState) -> dict[str, Any]:
         "agents": {member.name: member.standing for member in state.members.values()},
         "initial_metric": metrics_data(state.initial_metric) or None,
         "final_metric": metrics_data(state.final_metric) or None,
-        "note": state.note,
+        "note": state.note or trouble,
     }
 
 

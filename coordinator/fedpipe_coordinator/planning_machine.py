@@ -8,9 +8,10 @@ import math
 
 from fedpipe_coordinator.membership import is_lost
 from fedpipe_coordinator.run_events import BroadcastAdapter, MakePlans, Planned
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import ask_again
+from fedpipe_profiles.plan import Plan
 
 
 def begin_planning(work: Step, round_: int) -> None:
@@ -27,24 +28,34 @@ def wait_for_agents(work: Step) -> None:
     round must not begin with those alone that were heard first.
     """
     state = work.state
-    scored = [member for member in work.members() if member.contribution is not None]
+    delivered = sum(_delivered(member, state.round) for member in work.members())
+    scored = [m for m in work.members() if m.contribution is not None and not _delivered(m, state.round)]
     if state.planning_asked or any(not member.online and not is_lost(member, work.now) for member in scored):
         return
     ready = [member.name for member in scored if member.online]
-    if len(ready) >= state.job.rounds.min_agents:
+    if ready and len(ready) + delivered >= state.job.rounds.min_agents:
         work.update(planning_asked=True)
-        work.do(MakePlans(state.round, draw_agents(state, ready)))
+        work.do(MakePlans(state.round, draw_agents(state, ready, delivered)))
     elif work.now - state.phase_began > state.job.rounds.wait_s:
         work.fail(
-            f"round {state.round} cannot begin: {len(ready)} agents are online, "
+            f"round {state.round} cannot begin: {len(ready) + delivered} agents are online, "
             f"rounds.min_agents is {state.job.rounds.min_agents}. Start the missing agents and run the job again",
             nobody_came=True,
         )
 
 
-def draw_agents(state: RunState, ready: list[str]) -> tuple[str, ...]:
-    """The agents of a round: a share `rounds.fraction` of those that are ready, drawn by (seed, round, name)."""
-    count = max(state.job.rounds.min_agents, math.ceil(state.job.rounds.fraction * len(ready)))
+def _delivered(member: Member, round_: int) -> bool:
+    """Whether an agent's update of a round that is planned again is here already: it counts, and is not asked anew."""
+    return member.standing == "accepted" and member.delivered == round_
+
+
+def draw_agents(state: RunState, ready: list[str], delivered: int = 0) -> tuple[str, ...]:
+    """The agents of a round: a share `rounds.fraction` of those that are ready, drawn by (seed, round, name).
+
+    `delivered` is how many agents have done the round already, in an attempt that lacked others.
+    """
+    share = math.ceil(state.job.rounds.fraction * (len(ready) + delivered))
+    count = max(1, max(state.job.rounds.min_agents, share) - delivered)
 
     def lot(name: str) -> bytes:
         return hashlib.sha256(f"{state.job.job.seed}/{state.round}/{name}".encode()).digest()
@@ -56,36 +67,24 @@ def on_planned(work: Step, event: Planned) -> None:
     """The plans are made: broadcast the adapter and give every agent its task."""
     if work.state.phase != "planning" or event.round != work.state.round:
         return
-    if len(event.plans) < min(work.state.job.rounds.min_agents, len(event.plans) + len(event.none)):
+    delivered = sum(_delivered(member, event.round) for member in work.members())
+    carrying = len(event.plans) + delivered
+    if carrying < min(work.state.job.rounds.min_agents, carrying + len(event.none)):
         reasons = "; ".join(f"{name}: {none.reason}" for name, none in sorted(event.none.items()))
-        work.fail(
-            f"{len(event.plans)} agents can carry a plan, {work.state.job.rounds.min_agents} are needed. {reasons}"
-        )
+        work.fail(f"{carrying} agents can carry a plan, {work.state.job.rounds.min_agents} are needed. {reasons}")
         return
     work.update(
         planning_asked=False,
+        work_at=None,
+        note="",
         deadline_s=event.deadline_s,
         adapter=event.adapter,
         round_began=work.now,
     )
     work.to("training")
     for member in work.members():
-        name = member.name
-        plan, none = event.plans.get(name), event.none.get(name)
-        out = member.contribution is None and member.standing in ("refused", "failed")
-        work.put(
-            member.model_copy(
-                update={
-                    "plan": plan or member.plan,
-                    "no_plan": none,
-                    "standing": "asked" if plan else (member.standing if out else "idle"),
-                    "note": none.reason if none else (member.note if out else ""),
-                    "evaluated": None,
-                    "trained": None,
-                    "round_s": None,
-                }
-            )
-        )
+        if not _delivered(member, event.round):
+            work.put(_in_new_round(member, event))
     work.note(
         "planned",
         f"round {event.round}: {len(event.plans)} plans, deadline {event.deadline_s:.0f} s",
@@ -101,3 +100,30 @@ def on_planned(work: Step, event: Planned) -> None:
     work.do(BroadcastAdapter(event.adapter, event.round))
     for name in sorted({*event.plans, *event.none}):
         ask_again(work, name)
+
+
+def _in_new_round(member: Member, event: Planned) -> Member:
+    """An agent's entry when a round begins, with its plan, or the reason for none."""
+    plan, none = event.plans.get(member.name), event.none.get(member.name)
+    out = member.contribution is None and member.standing in ("refused", "failed")
+    return member.model_copy(
+        update={
+            "plan": plan or member.plan,
+            "former_plan": _former_plan(member, event.round - 1),
+            "no_plan": none,
+            "standing": "asked" if plan else (member.standing if out else "idle"),
+            "note": none.reason if none else (member.note if out else ""),
+            "evaluated": None,
+            "trained": None,
+            "round_s": None,
+            "fetch_at": member.fetch_at if member.late else None,
+        }
+    )
+
+
+def _former_plan(member: Member, round_: int) -> Plan | None:
+    """The plan by which an agent may still bring an update of the round that was closed last."""
+    if member.plan is not None and member.plan.round == round_:
+        return None if member.delivered == round_ else member.plan
+    kept = member.former_plan
+    return kept if kept is not None and kept.round == round_ else None

@@ -4,20 +4,22 @@ Owns the schema of these files. What they say is taken from the run's state; not
 """
 
 import contextlib
+import errno
 import json
 import os
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedpipe_coordinator.metrics import metrics_data
-from fedpipe_coordinator.run_events import Note
 from fedpipe_coordinator.run_state import Member, RoundResult, RunState
 from fedpipe_profiles.model import ModelShape
 from fedpipe_wire.messages import Metrics
 
 SCHEMA_VERSION = 1
+AUDIT = "audit.jsonl"
+ROUNDS = "rounds.jsonl"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def agent_record(member: Member, round_: int, shape: ModelShape, down_bytes: int) -> dict[str, Any]:
@@ -61,6 +63,7 @@ def round_record(result: RoundResult, metric: Metrics | None, shape: ModelShape,
         "metric": metrics_data(metric) or None,
         "truncation_tail": result.truncation_tail,
         "agents": [agent_record(member, result.round, shape, down_bytes) for member in result.members],
+        "late": [share.model_dump(mode="json", exclude={"sha256"}) for share in result.late],
     }
 
 
@@ -68,15 +71,25 @@ class RecordError(Exception):
     """A run's folder cannot be used; the message says why and what to do."""
 
 
+class RecordsFullError(RecordError):
+    """The disk of a run's folder is full: with room it can be used again."""
+
+
 class RunFolder:
     """Writes a run's files. Every line is on disk when its method returns.
+
+    Args:
+        path: the folder.
+        make: make it where it is not there. One that its owner named is made when the run begins, and never again: it
+            may be on a disk that is not mounted.
 
     Raises:
         RecordError: from every method that writes, if the disk does not take it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, make: bool = True) -> None:
         self.path = path
+        self._make = make
 
     def claim(self) -> None:
         """Make the folder for a new run.
@@ -84,11 +97,12 @@ class RunFolder:
         Raises:
             RecordError: if it cannot be written, or holds a run already.
         """
-        mine = ("summary.json", "rounds.jsonl", "audit.jsonl", "report.html", "adapter", "merged")
+        mine = ("summary.json", ROUNDS, AUDIT, "report.html", "adapter", "merged")
         taken = [name for name in mine if (self.path / name).exists()]
         if taken:
             raise RecordError(f"{self.path} holds a run already ({taken[0]}): name another folder")
         with _naming(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".claim"
             probe.touch()
             probe.unlink()
@@ -101,8 +115,10 @@ class RunFolder:
         """The phase that the summary tells; None where there is no folder any more."""
         if not self.path.is_dir():
             return None
-        path = self.path / "summary.json"
-        return str(json.loads(path.read_text()).get("phase")) if path.exists() else ""
+        try:
+            return str(json.loads((self.path / "summary.json").read_text()).get("phase"))
+        except (OSError, ValueError):
+            return ""
 
     @property
     def adapter(self) -> Path:
@@ -114,28 +130,24 @@ class RunFolder:
         """Where the merged model goes."""
         return self.path / "merged"
 
-    def add_round(self, record: dict[str, Any]) -> None:
-        """Append a round, once: a round that is there already is not written again."""
-        if all(known["round"] != record["round"] for known in self.rounds()):
-            self._append("rounds.jsonl", record)
-
     def rounds(self) -> list[dict[str, Any]]:
         """The rounds recorded so far."""
-        return read_lines(self.path / "rounds.jsonl")
+        return read_lines(self.path / ROUNDS)
 
     def audit(self) -> list[dict[str, Any]]:
         """The decisions recorded so far."""
-        return read_lines(self.path / "audit.jsonl")
+        return read_lines(self.path / AUDIT)
 
-    def add_audit(self, note: Note, when: datetime) -> None:
-        """Append a decision to the audit record."""
-        stamp = when.astimezone(UTC).isoformat(timespec="milliseconds")
-        line = {"time": stamp, "kind": note.kind, "round": note.round, "agent": note.agent, "text": note.text}
-        self._append("audit.jsonl", line | ({"data": note.data} if note.data else {}))
+    def last_number(self, name: str, key: str) -> int:
+        """The value of a key in the last whole line of a file; 0 where there is none, or none that can be read."""
+        try:
+            return int(json.loads((self.path / name).read_bytes().split(b"\n")[-2]).get(key, 0))
+        except (OSError, ValueError, IndexError, AttributeError):
+            return 0
 
-    def write_summary(self, state: RunState, exports: dict[str, str]) -> dict[str, Any]:
-        """Write `summary.json` anew, whole, and return what it holds."""
-        summary = {
+    def summary(self, state: RunState, exports: dict[str, str]) -> dict[str, Any]:
+        """What `summary.json` says."""
+        return {
             "schema": SCHEMA_VERSION,
             "run": state.run,
             "job": state.job.job.name,
@@ -152,16 +164,35 @@ class RunFolder:
             "settings": state.job.model_dump(mode="json"),
             "rounds": self.rounds(),
         }
-        with _naming(self.path):
+
+    def write_summary(self, state: RunState, exports: dict[str, str]) -> dict[str, Any]:
+        """Write `summary.json` anew, whole, and return what it holds."""
+        summary = self.summary(state, exports)
+        with self.writing():
             write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
-    def _append(self, name: str, value: dict[str, Any]) -> None:
-        with _naming(self.path), (self.path / name).open("a+b") as file:
-            file.truncate(_whole_bytes(file))
-            file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def append(self, name: str, lines: Sequence[str]) -> None:
+        """Append lines to a file, all of them or, after a kill, the first ones."""
+        with self.writing(), (self.path / name).open("a+b") as file:
+            end = _whole_bytes(file)
+            file.truncate(end)
+            try:
+                file.write(b"".join(line.encode() + b"\n" for line in lines))
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):  # what was written of them is written again
+                    os.truncate(self.path / name, end)
+                raise
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say which folder it is that cannot be written, and make it where that may be done."""
+        with _naming(self.path):
+            if self._make:
+                self.path.mkdir(parents=True, exist_ok=True)
+            yield
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -187,12 +218,11 @@ def _whole_bytes(file: BinaryIO) -> int:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Make the folder where it is not there, and say which one it is that cannot be written."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise RecordError(
+        kind = RecordsFullError if error.errno in _FULL else RecordError
+        raise kind(
             f"the run's folder {path} cannot be written: {error.strerror or error}. Free space, make it writable "
             "for the coordinator's user, or name another folder"
         ) from error

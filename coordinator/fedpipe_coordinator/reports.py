@@ -4,16 +4,16 @@ Part of the pure machine of `run_machine.py`. A report counts only for what its 
 round, or one that came before, changes nothing.
 """
 
+from fedpipe_coordinator import late
 from fedpipe_coordinator.metrics import metrics_data, metrics_text
-from fedpipe_coordinator.run_events import Fetch, Send, UpdateRejected, UpdateStored
+from fedpipe_coordinator.run_events import Fetch, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
-from fedpipe_wire.messages import Ack, Evaluated, Failed, Refused, Trained
+from fedpipe_coordinator.telling import acknowledge, decline, remember
+from fedpipe_wire.messages import Evaluated, Failed, Refused, Trained
 
 MEMORY_BACKOFF = 0.8
 MAX_MEASUREMENTS = 16
-REMEMBERED_UPDATES = 4
-"""An update that is offered again after its round must not be called not taken."""
 _WORKING = ("asked", "offered", "gone")
 
 
@@ -36,20 +36,23 @@ def on_trained(work: Step, member: Member, message: Trained) -> None:
     """An agent finished training; its update is fetched, unless it is not wanted, of which the agent is told."""
     reason = _unwanted(work.state, member, message)
     if reason is not None and message.update.sha256 in member.taken:
-        _acknowledge(work, member.name, message.round, message.update.sha256)
+        acknowledge(work, member.name, message.round, message.update.sha256)
         return
     if reason is not None:
-        work.note("late", f"{member.name}: {reason}; its update is dropped", agent=member.name)
-        decline(work, member.name, message, reason)
+        late.offer(work, member, message, reason)
         return
     if member.standing == "accepted":
-        _acknowledge(work, member.name, message.round, message.update.sha256)
+        acknowledge(work, member.name, message.round, message.update.sha256)
         return
     if member.standing != "offered" or member.trained != message:
+        former = member.trained
+        if member.standing == "offered" and former is not None and former.update != message.update:
+            work.do(StopFetch(member.name, former.update.sha256))
         measurements = member.measurements
         if message.measurement not in measurements[-1:]:
             measurements = (*measurements, message.measurement)[-MAX_MEASUREMENTS:]
-        work.put(member.model_copy(update={"trained": message, "standing": "offered", "measurements": measurements}))
+        update = {"trained": message, "standing": "offered", "measurements": measurements, "fetch_at": None}
+        work.put(member.model_copy(update=update))
         work.note(
             "trained",
             f"{member.name} trained {message.examples} examples, loss {message.train_loss:.3f}",
@@ -73,18 +76,6 @@ def _unwanted(state: RunState, member: Member, message: Trained) -> str | None:
 def _is_planned(state: RunState, member: Member) -> bool:
     """Whether an agent has a plan for this round."""
     return member.plan is not None and member.plan.round == state.round and member.standing != "idle"
-
-
-def decline(work: Step, agent: str, trained: Trained, reason: str) -> None:
-    """Tell an agent that its update will never be taken."""
-    ack = Ack(
-        run=work.state.run, round=trained.round, sha256=trained.update.sha256, accepted=False, reason=reason[:1000]
-    )
-    work.do(Send(agent, ack))
-
-
-def _acknowledge(work: Step, agent: str, round_: int, sha256: str) -> None:
-    work.do(Send(agent, Ack(run=work.state.run, round=round_, sha256=sha256, accepted=True)))
 
 
 def on_refused(work: Step, member: Member, message: Refused) -> None:
@@ -127,38 +118,59 @@ def _too_late(work: Step, member: Member, message: Refused | Failed) -> None:
     work.note("late", text, agent=member.name)
 
 
-def on_stored(work: Step, event: UpdateStored) -> None:
-    """An update is complete, checked and durable."""
+def on_outcome(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed) -> None:
+    """What became of an update that was to be fetched; one that nobody awaits any more changes nothing."""
     member = work.state.members.get(event.agent)
-    if member is None or not _awaited(work.state, member, event):
+    if member is None:
         return
-    update: dict[str, object] = {"standing": "accepted", "round_s": work.now - work.state.phase_began}
-    if event.sha256 not in member.taken:
-        update["taken"] = (*member.taken, event.sha256)[-REMEMBERED_UPDATES:]
-    work.put(member.model_copy(update=update))
+    if not _awaited(work.state, member, event):
+        late.outcome(work, member, event)
+        return
+    match event:
+        case UpdateStored():
+            _stored(work, member, event)
+        case UpdateRejected(reason=reason):
+            work.put(member.model_copy(update={"standing": "failed", "note": reason}))
+            work.note("rejected", f"{event.agent}'s update is not taken: {reason}", agent=event.agent)
+            if member.trained is not None:
+                decline(work, event.agent, member.trained, reason)
+        case UpdateDelayed(reason=reason):
+            # It is not declined: its agent keeps it, and it is asked for again while the round waits.
+            work.put(member.model_copy(update={"fetch_at": work.now + late.FETCH_AGAIN_S, "note": reason}))
+            work.note("delayed", f"{event.agent}'s update is asked for again later: {reason}", agent=event.agent)
+
+
+def _stored(work: Step, member: Member, event: UpdateStored) -> None:
+    update = {
+        "standing": "accepted",
+        "delivered": event.round,
+        "round_s": work.now - work.state.phase_began,
+        "fetch_at": None,
+        "note": "",
+    }
+    work.put(remember(member, event.sha256).model_copy(update=update))
     text = f"{event.agent}'s update {event.sha256[:12]} is stored"
     work.note("accepted", text, agent=event.agent, data={"sha256": event.sha256})
-    _acknowledge(work, event.agent, event.round, event.sha256)
+    acknowledge(work, event.agent, event.round, event.sha256)
 
 
-def on_rejected(work: Step, event: UpdateRejected) -> None:
-    """An update will never be taken: it failed a check, or its transfer died."""
-    member = work.state.members.get(event.agent)
-    if member is None or member.trained is None or not _awaited(work.state, member, event):
-        return
-    if member.standing == "asked":  # the agent began anew while its former update was fetched: the next one may come
-        return
-    work.put(member.model_copy(update={"standing": "failed", "note": event.reason}))
-    work.note("rejected", f"{event.agent}'s update is not taken: {event.reason}", agent=event.agent)
-    decline(work, event.agent, member.trained, event.reason)
+def fetch_again(work: Step) -> None:
+    """Ask for the updates whose transfer died a while ago."""
+    for member in work.members():
+        if member.fetch_at is None or work.now < member.fetch_at or not member.online:
+            continue
+        work.put(member.model_copy(update={"fetch_at": None}))
+        if member.standing == "offered" and member.trained is not None:
+            work.do(Fetch(member.name, member.trained.round, member.trained.update))
+        late.fetch(work, member.name)
 
 
-def _awaited(state: RunState, member: Member, event: UpdateStored | UpdateRejected) -> bool:
+def _awaited(state: RunState, member: Member, event: UpdateStored | UpdateRejected | UpdateDelayed) -> bool:
     """Whether an outcome is of the update that this agent offered last, in this round."""
     return (
         state.phase == "training"
         and event.round == state.round
-        and member.standing in _WORKING
+        and member.standing in ("offered", "gone")
         and member.trained is not None
         and member.trained.update.sha256 == event.sha256
     )

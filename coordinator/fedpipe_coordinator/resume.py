@@ -3,7 +3,8 @@
 Pure. Agents are taken for offline until they say otherwise; each gets the task that it owes as soon as it is heard.
 """
 
-from fedpipe_coordinator.run_events import Aggregate, BroadcastAdapter, Export, RunAction
+from fedpipe_coordinator.late import aggregation
+from fedpipe_coordinator.run_events import BroadcastAdapter, Export, RunAction
 from fedpipe_coordinator.run_state import RunState
 
 
@@ -21,21 +22,24 @@ def resume(state: RunState, now: float) -> tuple[RunState, tuple[RunAction, ...]
             update={
                 "online": False,
                 "offline_since": now,
-                "standing": "asked" if member.standing == "offered" else member.standing,
+                "fetch_at": None,
             }
         )
         for name, member in state.members.items()
     }
     fresh = state.model_copy(
-        update={"members": members, "planning_asked": False, "phase_began": now, "round_began": now, "began": now}
+        update={
+            "members": members,
+            "planning_asked": False,
+            "phase_began": now,
+            "round_began": now,
+            "began": now,
+            "work_at": None,
+            "note": "",
+        }
     )
     if state.phase == "aggregating":
-        accepted = {
-            member.name: member.trained.update.sha256
-            for member in members.values()
-            if member.standing == "accepted" and member.trained is not None
-        }
-        return fresh, (Aggregate(state.round, accepted),)
+        return fresh, (aggregation(fresh),)
     if state.phase == "exporting":
         return fresh, (Export(),)
     if state.phase in ("training", "evaluating") and state.adapter is not None:

@@ -4,22 +4,23 @@ Part of the pure machine of `run_machine.py`. A round ends when every planned ag
 passed; it never waits for an agent whose update is not on its way.
 """
 
-from fedpipe_coordinator import membership, reports
+from fedpipe_coordinator import late, membership, reports
 from fedpipe_coordinator.metrics import combine_metrics, metrics_data, metrics_text
 from fedpipe_coordinator.planning_machine import begin_planning, on_planned
 from fedpipe_coordinator.run_events import (
-    Aggregate,
     Aggregated,
     BroadcastAdapter,
     Export,
     Planned,
     SaveRound,
+    UpdateDelayed,
     UpdateRejected,
     UpdateStored,
 )
-from fedpipe_coordinator.run_state import SETTLED, RoundResult, RunState
+from fedpipe_coordinator.run_state import SETTLED, LateShare, Member, RoundResult, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import ask_again
+from fedpipe_coordinator.telling import decline
 from fedpipe_wire.messages import Metrics
 
 DEADLINE_GRACE = 1.25
@@ -28,15 +29,13 @@ EVALUATION_GRACE_S = 300.0
 MAX_MISSED_ROUNDS = 3
 
 
-def on_work(work: Step, event: UpdateStored | UpdateRejected | Planned | Aggregated) -> None:
+def on_work(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed | Planned | Aggregated) -> None:
     """Something that the service was asked for is done."""
     match event:
         case Planned():
             on_planned(work, event)
-        case UpdateStored():
-            reports.on_stored(work, event)
-        case UpdateRejected():
-            reports.on_rejected(work, event)
+        case UpdateStored() | UpdateRejected() | UpdateDelayed():
+            reports.on_outcome(work, event)
         case Aggregated():
             _aggregated(work, event)
 
@@ -46,22 +45,23 @@ def finish_training(work: Step) -> None:
     state = work.state
     if work.now - state.phase_began > state.deadline_s * DEADLINE_GRACE + DEADLINE_GRACE_S:
         for member in work.members():
-            if member.standing == "asked":
+            # A transfer that moves is waited for, one that died is not.
+            if member.standing == "asked" or (member.standing == "offered" and member.fetch_at is not None):
                 text = f"{member.name} sent no update by the deadline of {state.deadline_s:.0f} s: going on without it"
                 work.put(member.model_copy(update={"standing": "gone", "note": text}))
                 work.note("gone", text, agent=member.name)
     if any(member.standing not in SETTLED for member in work.state.members.values()):
         return
-    accepted = {
-        m.name: m.trained.update.sha256 for m in work.members() if m.standing == "accepted" and m.trained is not None
-    }
-    _decline_the_rest(work)
+    accepted = late.aggregation(work.state).updates
     _close_previous(work)
     if len(accepted) >= 1 and len(accepted) >= min(state.job.rounds.min_agents, _planned_count(state)):
+        late.close(work)
+        _leave_the_rest(work, closed=True)
         work.update(missed=0)
         work.to("aggregating")
-        work.do(Aggregate(state.round, accepted))
+        work.do(late.aggregation(work.state))
         return
+    _leave_the_rest(work, closed=False)
     work.update(missed=state.missed + 1)
     text = f"round {state.round} has {len(accepted)} updates, rounds.min_agents is {state.job.rounds.min_agents}"
     if work.state.missed >= MAX_MISSED_ROUNDS:
@@ -71,12 +71,16 @@ def finish_training(work: Step) -> None:
     begin_planning(work, state.round)
 
 
-def _decline_the_rest(work: Step) -> None:
-    """Who left while its update was on its way learns, when it is back, that the round went on without it."""
+def _leave_the_rest(work: Step, *, closed: bool) -> None:
+    """Who left while its update was on its way may bring it late, or learns that the round went on without it."""
     for member in work.members():
-        if member.standing == "gone" and member.trained is not None:
-            reason = f"round {work.state.round} went on without it: {member.note}"
-            reports.decline(work, member.name, member.trained, reason)
+        if member.standing != "gone" or member.trained is None or member.plan is None:
+            continue
+        if closed and late.possible(work.state, work.state.round):
+            late.keep(work, member, member.trained, member.plan)
+            continue
+        reason = f"round {work.state.round} went on without it: {member.note}"
+        decline(work, member.name, member.trained, reason)
 
 
 def _planned_count(state: RunState) -> int:
@@ -112,29 +116,13 @@ def _aggregated(work: Step, event: Aggregated) -> None:
     state = work.state
     if state.phase != "aggregating" or event.round != state.round:
         return
-    result = RoundResult(
-        round=state.round,
-        wall_s=work.now - state.round_began,
-        deadline_s=state.deadline_s,
-        truncation_tail=event.truncation_tail,
-        members=tuple(work.members()),
-    )
-    work.update(adapter=event.adapter, pending=result)
-    taken = sum(1 for member in result.members if member.standing == "accepted")
-    work.note(
-        "aggregated",
-        f"round {state.round}/{state.job.rounds.number}: {taken} updates aggregated, "
-        f"{event.truncation_tail:.2%} lost by truncation",
-        data={"sha256": event.adapter.sha256, "truncation_tail": event.truncation_tail},
-    )
-    patience = state.job.rounds.patience
-    enough = patience is not None and state.stale_rounds >= patience
-    if enough and state.round < state.job.rounds.number:
-        text = f"no better loss than {state.best_loss:.4f} for {state.stale_rounds} rounds"
-        work.note("stopped-early", f"{text}: round {state.round} is the last")
-    elif state.round < state.job.rounds.number:
+    _note_aggregated(work, event, late.used(work))
+    if not state.is_last_round:
         begin_planning(work, state.round + 1)
         return
+    if state.round < state.job.rounds.number:
+        text = f"no better loss than {state.best_loss:.4f} for {state.stale_rounds} rounds"
+        work.note("stopped-early", f"{text}: round {state.round} is the last")
     work.to("evaluating")
     work.do(BroadcastAdapter(event.adapter, state.round + 1))
     for member in work.members():
@@ -144,6 +132,35 @@ def _aggregated(work: Step, event: Aggregated) -> None:
         work.put(member.model_copy(update={"standing": standing, "evaluated": None}))
         if member.online:
             ask_again(work, member.name)
+
+
+def _note_aggregated(work: Step, event: Aggregated, shares: tuple[LateShare, ...]) -> None:
+    """The new adapter is the run's; the round's record waits for its metric."""
+    state = work.state
+    result = RoundResult(
+        round=state.round,
+        wall_s=work.now - state.round_began,
+        deadline_s=state.deadline_s,
+        truncation_tail=event.truncation_tail,
+        members=tuple(map(_as_recorded, work.members())),
+        late=shares,
+    )
+    work.update(adapter=event.adapter, former=state.adapter, pending=result, note="", work_at=None)
+    taken = sum(1 for member in result.members if member.standing == "accepted")
+    work.note(
+        "aggregated",
+        f"round {state.round}/{state.job.rounds.number}: {taken} updates aggregated"
+        + (f", and {len(shares)} of the round before" if shares else "")
+        + f", {event.truncation_tail:.2%} lost by truncation",
+        data={"sha256": event.adapter.sha256, "truncation_tail": event.truncation_tail},
+    )
+
+
+def _as_recorded(member: Member) -> Member:
+    """An agent's entry for the round's record, without what only the next round needs."""
+    shown = member.model_copy(update={"late": (), "former_plan": None})
+    came = next((each for each in member.late if each.stored), None)
+    return shown if came is None else late.shown_late(shown, came)
 
 
 def finish_evaluating(work: Step) -> None:

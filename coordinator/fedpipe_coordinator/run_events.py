@@ -63,7 +63,17 @@ class UpdateStored:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRejected:
-    """An agent's update will never be taken: it failed a check, or its transfer died."""
+    """An agent's update will never be taken: it failed a check."""
+
+    agent: str
+    round: int
+    sha256: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateDelayed:
+    """An agent's update did not arrive this time, by no fault of what is in it; it may be fetched again."""
 
     agent: str
     round: int
@@ -107,6 +117,14 @@ class WorkFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkDelayed:
+    """Planning, aggregating or exporting cannot be done now, for want of disk space; later it may."""
+
+    work: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """A person asked for the run to end."""
 
@@ -118,10 +136,12 @@ RunEvent = (
     | Heard
     | UpdateStored
     | UpdateRejected
+    | UpdateDelayed
     | Planned
     | Aggregated
     | Exported
     | WorkFailed
+    | WorkDelayed
     | StopAsked
 )
 
@@ -146,6 +166,14 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class StopFetch:
+    """Fetch this update no more: another one took its place, or its round is over."""
+
+    agent: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class BroadcastAdapter:
     """Publish the global adapter once for all agents."""
 
@@ -163,10 +191,11 @@ class MakePlans:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Aggregate the accepted updates of a round: agent to blob name."""
+    """Aggregate the accepted updates of a round, and those of the round before that came late: agent to blob name."""
 
     round: int
     updates: dict[str, str]
+    late: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,4 +222,4 @@ class Note:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-RunAction = Send | Fetch | BroadcastAdapter | MakePlans | Aggregate | Export | SaveRound | Note
+RunAction = Send | Fetch | StopFetch | BroadcastAdapter | MakePlans | Aggregate | Export | SaveRound | Note

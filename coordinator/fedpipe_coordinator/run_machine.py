@@ -7,13 +7,14 @@ depends on an agent's clock. `round_machine.py` owns what happens within a round
 
 from collections.abc import Sequence
 
-from fedpipe_coordinator import membership, planning_machine, reports, round_machine
+from fedpipe_coordinator import late, membership, planning_machine, reports, round_machine
 from fedpipe_coordinator.base_model import base_identity, commonest_base, with_labels
 from fedpipe_coordinator.config import MIN_LABELS
 from fedpipe_coordinator.run_events import (
     AgentOffline,
     AgentOnline,
     Aggregated,
+    Export,
     Exported,
     Heard,
     Planned,
@@ -22,8 +23,10 @@ from fedpipe_coordinator.run_events import (
     Send,
     StopAsked,
     Ticked,
+    UpdateDelayed,
     UpdateRejected,
     UpdateStored,
+    WorkDelayed,
     WorkFailed,
 )
 from fedpipe_coordinator.run_state import OPEN_PHASES, Member, RunState
@@ -42,6 +45,8 @@ from fedpipe_wire.messages import (
 
 MAX_LABELS = 10_000
 """As many as a task may name."""
+WORK_AGAIN_S = 30.0
+"""How long work that lacks disk space waits."""
 
 
 def step(state: RunState, event: RunEvent, now: float) -> tuple[RunState, tuple[RunAction, ...]]:
@@ -66,23 +71,50 @@ def _dispatch(work: Step, event: RunEvent) -> None:
     match event:
         case Ticked():
             membership.drop_the_lost(work)
+            reports.fetch_again(work)
+            _work_again(work)
         case AgentOnline():
             membership.agent_online(work, event)
         case AgentOffline():
             membership.agent_offline(work, event.agent)
         case Heard():
             _heard(work, event)
-        case UpdateStored() | UpdateRejected() | Planned() | Aggregated():
+        case UpdateStored() | UpdateRejected() | UpdateDelayed() | Planned() | Aggregated():
             round_machine.on_work(work, event)
         case Exported():
             if work.state.phase == "exporting":
+                work.update(note="", work_at=None)
                 work.to("done")
                 work.note("run-done", "the run is done", data={"paths": event.paths})
                 work.end_all("the run is done")
         case WorkFailed():
             work.fail(f"{event.work}: {event.reason}")
+        case WorkDelayed():
+            _put_off(work, event)
         case StopAsked():
             work.close("stopped", "run-stopped", "the run was stopped on request", "the run was stopped")
+
+
+def _put_off(work: Step, event: WorkDelayed) -> None:
+    """The phase's work lacks disk space: the run waits, and says so once."""
+    if event.work != work.state.phase:
+        return
+    text = f"{event.work} waits: {event.reason}"
+    if work.state.note != text:
+        work.note("work-delayed", text)
+    work.update(work_at=work.now + WORK_AGAIN_S, note=text)
+
+
+def _work_again(work: Step) -> None:
+    """Ask again for work that was put off."""
+    state = work.state
+    if state.work_at is None or work.now < state.work_at:
+        return
+    work.update(work_at=None, planning_asked=False)
+    if state.phase == "aggregating":
+        work.do(late.aggregation(state))
+    elif state.phase == "exporting":
+        work.do(Export())
 
 
 def _after_the_end(work: Step, event: RunEvent) -> None:

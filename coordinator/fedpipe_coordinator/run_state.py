@@ -6,7 +6,7 @@ The state is one frozen value that can be stored as JSON and taken up again afte
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fedpipe_coordinator.config import Job
 from fedpipe_profiles.contribution import Contribution
@@ -63,12 +63,52 @@ Standing = Literal[
     "refused",
     "failed",
     "gone",  # offline for longer than the grace
+    "late",  # in records only: its update came after the round was closed
 ]
 SETTLED: frozenset[Standing] = frozenset(("answered", "accepted", "idle", "refused", "failed", "gone"))
 
+_MAY_FOLLOW: dict[Standing | None, tuple[Standing, ...]] = {
+    None: ("asked", "idle"),
+    "asked": ("answered", "offered", "idle", "refused", "failed", "gone"),
+    "answered": ("asked", "idle", "refused", "failed"),
+    "offered": ("accepted", "refused", "failed", "gone"),
+    "accepted": ("asked", "idle", "gone"),
+    "idle": ("asked", "answered", "refused", "failed", "gone"),
+    "refused": ("asked", "answered", "idle", "gone"),
+    "failed": ("asked", "answered", "idle", "refused", "gone"),
+    "gone": ("asked", "answered", "offered", "accepted", "idle", "refused", "failed"),
+}
+STANDINGS: frozenset[tuple[Standing | None, Standing]] = frozenset(
+    (before, after) for before, all_after in _MAY_FOLLOW.items() for after in all_after
+)
+"""Which standing of an agent may follow which; None is before it is known. Each may also stay."""
+
 
 class IllegalTransitionError(RuntimeError):
-    """A phase was to follow one that it may not follow: a defect in the machine."""
+    """A phase or standing was to follow one that it may not follow: a defect in the machine."""
+
+
+class LateUpdate(Value):
+    """An update of a round that was closed without it: it counts in the next aggregation, if it is stored by then.
+
+    `base` is the global adapter that it was trained from.
+    """
+
+    round: PositiveInt
+    plan: Plan
+    base: BlobRef
+    trained: Trained
+    stored: bool = False
+
+
+class LateShare(Value):
+    """A late update that a round's aggregation used; `weight` multiplied its examples."""
+
+    agent: str
+    round: PositiveInt
+    examples: PositiveInt
+    weight: float
+    sha256: str
 
 
 class Member(Value):
@@ -90,6 +130,14 @@ class Member(Value):
     trained: Trained | None = None
     taken: tuple[str, ...] = ()
     round_s: float | None = None
+    delivered: NonNegativeInt = Field(default=0, description="the last round of which an update is stored")
+    former_plan: Plan | None = Field(default=None, description="of the round before, while its update is still out")
+    late: tuple[LateUpdate, ...] = ()
+    fetch_at: float | None = Field(default=None, description="its transfer died, and is tried again then")
+
+    def may_become(self, after: "Member") -> bool:
+        """Whether `STANDINGS` lets this entry be replaced by another."""
+        return self.standing == after.standing or (self.standing, after.standing) in STANDINGS
 
 
 class RoundResult(Value):
@@ -100,6 +148,7 @@ class RoundResult(Value):
     deadline_s: float
     truncation_tail: float
     members: tuple[Member, ...]
+    late: tuple[LateShare, ...] = ()
 
 
 class RunState(Value):
@@ -114,12 +163,14 @@ class RunState(Value):
     shape: ModelShape | None = None
     curves: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     adapter: BlobRef | None = None
+    former: BlobRef | None = Field(default=None, description="the adapter that the round before was trained from")
     deadline_s: float = 0.0
     planning_asked: bool = False
     phase_began: float = 0.0
     round_began: float = 0.0
     began: float = 0.0
     missed: NonNegativeInt = 0
+    work_at: float | None = Field(default=None, description="the phase's work was put off, and is asked again then")
     pending: RoundResult | None = None
     best_loss: float | None = None
     stale_rounds: NonNegativeInt = 0
@@ -133,6 +184,17 @@ class RunState(Value):
     def open(self) -> bool:
         """Whether the run goes on."""
         return self.phase in OPEN_PHASES
+
+    @property
+    def closed_round(self) -> int:
+        """The last round that waits for no update any more; 0 before the first is closed."""
+        return self.round if self.phase in ("aggregating", "evaluating", "exporting") else max(0, self.round - 1)
+
+    @property
+    def is_last_round(self) -> bool:
+        """Whether no round follows this one, once it is closed."""
+        patience = self.job.rounds.patience
+        return self.round >= self.job.rounds.number or (patience is not None and self.stale_rounds >= patience)
 
     def to(self, phase: Phase, now: float) -> Self:
         """The same run in another phase.

@@ -1,4 +1,4 @@
-"""All of a running coordinator put together: broker, store, session, service and control socket.
+"""All of a running coordinator put together: store, broker, session, service and control socket.
 
 Owns starting them in order and ending them in the opposite one.
 """
@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from fedpipe_coordinator.broker import ManagedBroker
+from fedpipe_coordinator.broker_watch import BrokerWatch
 from fedpipe_coordinator.config import Federation
 from fedpipe_coordinator.control import ControlServer, refuse_second
 from fedpipe_coordinator.exchange import Exchange
@@ -40,22 +41,23 @@ class Server:
         """
         refuse_second(self._home.path)
         with ExitStack() as stack:
+            store = SqliteStore(self._home.store)
+            stack.callback(store.close)
             broker = self._settings.broker
-            port = broker.port
+            port, each_tick = broker.port, _nothing
             if broker.managed:
                 managed = ManagedBroker(self._home.broker, broker.host, broker.port)
                 managed.start()
                 stack.callback(managed.stop)
+                each_tick = BrokerWatch(managed, self._log).look
                 self._log(f"Mosquitto listens on {broker.host}:{managed.port}")
                 port = managed.port
-            store = SqliteStore(self._home.store)
-            stack.callback(store.close)
             name = self._settings.federation
             transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator")
             transfers = self._settings.transfer.to_settings()
             blobs = BlobStore(self._home.blobs, chunk_bytes=transfers.chunk_bytes)
             exchange = Exchange(transport, Topics(name), blobs, store.next_counter, self._log, transfers)
-            service = Service(self._home, name, store, blobs, exchange, self._log)
+            service = Service(self._home, name, store, blobs, exchange, self._log, each_tick=each_tick)
             stack.callback(service.close)
             control = ControlServer(self._home.path, service.post)
             stack.callback(control.close)
@@ -69,7 +71,7 @@ class Server:
         self._stack.close()
 
     def serve(self) -> None:
-        """Work until `request_stop`."""
+        """Work until `request_stop`; call it from the main thread, which a managed broker is bound to."""
         assert self._service is not None
         self._service.serve()
 
@@ -77,3 +79,8 @@ class Server:
         """Let `serve` return soon; may be called from a signal handler."""
         if self._service is not None:
             self._service.request_stop()
+
+
+def _nothing(now: float) -> None:
+    """A broker of its owner's is watched by its owner."""
+    del now

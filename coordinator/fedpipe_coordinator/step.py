@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedpipe_coordinator.run_events import Note, RunAction, SaveRound, Send
-from fedpipe_coordinator.run_state import Member, Phase, RunState
+from fedpipe_coordinator.run_state import STANDINGS, IllegalTransitionError, Member, Phase, RunState
 from fedpipe_wire.messages import EndTask
 
 
@@ -32,7 +32,16 @@ class Step:
         self.do(Note(kind, text, agent, self.state.round, data or {}))
 
     def put(self, member: Member) -> None:
-        """Replace or add one agent's entry."""
+        """Replace or add one agent's entry.
+
+        Raises:
+            IllegalTransitionError: if its standing may not follow the one that it had.
+        """
+        before = self.state.members.get(member.name)
+        legal = before.may_become(member) if before is not None else (None, member.standing) in STANDINGS
+        if not legal:
+            was = None if before is None else before.standing
+            raise IllegalTransitionError(f"{member.name}: standing {member.standing!r} may not follow {was!r}")
         self.state = self.state.with_member(member)
 
     def members(self) -> Sequence[Member]:

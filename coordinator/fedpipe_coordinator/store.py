@@ -1,35 +1,57 @@
-"""What the coordinator must not forget: runs and agents.
+"""What the coordinator must not forget: runs, agents, and what is still to be written into the runs' records.
 
-Owns the store's interface and its SQLite implementation. A run is stored whole, as the frozen value that the machine
-made of it, so that what is read back is what was decided on.
+Owns the store's interface and its SQLite implementation. A run is stored as the frozen value that the machine made of
+it, so that what is read back is what was decided on; its agents' entries lie in rows of their own, because each holds a
+whole plan and most steps change one of them.
 """
 
+import contextlib
+import json
 import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_profiles.device import DeviceProfile
+from fedpipe_wire.database import Database, DatabaseError
 
-SCHEMA_VERSION = 1
-Kept = TypeVar("Kept", RunState, DeviceProfile)
+Kept = TypeVar("Kept", RunState, Member, DeviceProfile)
 
 
 class StoreError(Exception):
     """The store cannot be opened, read or written; the message says which file and what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of one of a run's files of records; numbers of a file only rise. `text` is JSON, without a line end."""
+
+    file: str
+    number: int
+    text: str
+
+
 class Store(Protocol):
     """Where runs and agents are kept. One thread owns it."""
 
-    def save_run(self, state: RunState) -> None:
-        """Keep a run as it is now, durably; replaces what was kept of it."""
+    def save_run(self, state: RunState, lines: Sequence[Line] = ()) -> None:
+        """Keep a run as it is now together with new lines of its records, durably, both or neither."""
         ...
 
     def runs(self) -> list[RunState]:
         """All runs, in the order in which they were first saved."""
+        ...
+
+    def lines(self, run: str) -> list[Line]:
+        """The lines of a run that were not forgotten, in their order in each file."""
+        ...
+
+    def forget_lines(self, run: str, file: str, number: int) -> None:
+        """The lines of a file up to a number lie in it durably."""
         ...
 
     def save_profile(self, profile: DeviceProfile) -> None:
@@ -49,11 +71,41 @@ class Store(Protocol):
         ...
 
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, number INTEGER NOT NULL, state TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS agents (agent TEXT PRIMARY KEY, profile TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-"""
+def _make(connection: sqlite3.Connection) -> None:
+    """Schema 1: a run is one value."""
+    connection.execute("CREATE TABLE runs (run TEXT PRIMARY KEY, number INTEGER NOT NULL, state TEXT NOT NULL)")
+    connection.execute("CREATE TABLE agents (agent TEXT PRIMARY KEY, profile TEXT NOT NULL)")
+    connection.execute("CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)")
+
+
+def _split_members(connection: sqlite3.Connection) -> None:
+    """Schema 2: a run's agents, and lines of its records that are not in their files yet, have rows of their own."""
+    connection.execute(
+        "CREATE TABLE members (number INTEGER PRIMARY KEY, run TEXT NOT NULL, agent TEXT NOT NULL, "
+        "member TEXT NOT NULL, UNIQUE (run, agent))"
+    )
+    connection.execute(
+        "CREATE TABLE lines (run TEXT NOT NULL, file TEXT NOT NULL, number INTEGER NOT NULL, text TEXT NOT NULL, "
+        "PRIMARY KEY (run, file, number)) WITHOUT ROWID"
+    )
+    for run, text in connection.execute("SELECT run, state FROM runs").fetchall():
+        try:
+            state = json.loads(text)
+            members = dict(state["members"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(
+                f"the coordinator's store holds a run that this version cannot read ({run}: {error}): "
+                "use the version that wrote it, or restore it from a backup"
+            ) from error
+        for agent, member in members.items():
+            connection.execute(
+                "INSERT INTO members (run, agent, member) VALUES (?, ?, ?)", (run, agent, json.dumps(member))
+            )
+        connection.execute("UPDATE runs SET state = ? WHERE run = ?", (json.dumps({**state, "members": {}}), run))
+
+
+MIGRATIONS = (_make, _split_members)
+SCHEMA_VERSION = len(MIGRATIONS)
 _COUNTER_BLOCK = 1000
 
 
@@ -61,41 +113,61 @@ class SqliteStore:
     """A store in one SQLite file, in write-ahead mode with full synchronisation."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the store.
+        """Open or make the store; one of an older version is brought up to date, with a copy of it kept beside.
 
         Raises:
-            StoreError: if the file cannot be used or is of another schema version.
+            StoreError: if the file cannot be used, is damaged, or is of a later version.
         """
         self._path = path
-        try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, SCHEMA_VERSION):
-                raise StoreError(
-                    f"{path} is of schema {version}, this version of FedPipe reads schema {SCHEMA_VERSION}: "
-                    "use the version that wrote it, or begin a new federation folder"
-                )
-            self._db.executescript(_TABLES)
-            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        except sqlite3.Error as error:
-            raise StoreError(f"the store {path} cannot be opened: {error}. Restore it from a backup") from error
+        with _as_store_error():
+            self._db = Database(path, MIGRATIONS, what="the coordinator's store")
+        self._saved: dict[str, RunState] = {}
         self._counter = 0
         self._counter_end = 0
 
-    def save_run(self, state: RunState) -> None:
-        """See `Store`."""
-        self._execute(
-            "INSERT INTO runs (run, number, state) VALUES (?, (SELECT COALESCE(MAX(number), 0) + 1 FROM runs), ?) "
-            "ON CONFLICT (run) DO UPDATE SET state = excluded.state",
-            (state.run, state.model_dump_json()),
-        )
+    def save_run(self, state: RunState, lines: Sequence[Line] = ()) -> None:
+        """See `Store`. Only what changed since it was last saved is written."""
+        before = self._saved.get(state.run)
+        whole = before is None or not _same_but_members(before, state)
+        known = {} if before is None else before.members
+        changed = [m for name, m in state.members.items() if name not in known or not _same(known[name], m)]
+        if not (whole or changed or lines):
+            return
+        with _as_store_error(), self._db.transaction():
+            if whole:
+                self._save_whole(state)
+            for member in changed:
+                self._db.execute(
+                    "INSERT INTO members (run, agent, member) VALUES (?, ?, ?) "
+                    "ON CONFLICT (run, agent) DO UPDATE SET member = excluded.member",
+                    (state.run, member.name, member.model_dump_json()),
+                )
+            for line in lines:
+                self._db.execute(
+                    "INSERT OR IGNORE INTO lines (run, file, number, text) VALUES (?, ?, ?, ?)",
+                    (state.run, line.file, line.number, line.text),
+                )
+        self._saved[state.run] = state
 
     def runs(self) -> list[RunState]:
         """See `Store`."""
-        rows = self._execute("SELECT state FROM runs ORDER BY number", ())
-        return [self._parse(RunState, row[0]) for row in rows]
+        found = []
+        for run, text in self._execute("SELECT run, state FROM runs ORDER BY number"):
+            rows = self._execute("SELECT member FROM members WHERE run = ? ORDER BY number", (run,))
+            members = {member.name: member for member in (self._parse(Member, row[0]) for row in rows)}
+            state = self._parse(RunState, text).model_copy(update={"members": members})
+            self._saved[state.run] = state
+            found.append(state)
+        return found
+
+    def lines(self, run: str) -> list[Line]:
+        """See `Store`."""
+        rows = self._execute("SELECT file, number, text FROM lines WHERE run = ? ORDER BY file, number", (run,))
+        return [Line(file, number, text) for file, number, text in rows]
+
+    def forget_lines(self, run: str, file: str, number: int) -> None:
+        """See `Store`."""
+        self._execute("DELETE FROM lines WHERE run = ? AND file = ? AND number <= ?", (run, file, number))
 
     def save_profile(self, profile: DeviceProfile) -> None:
         """See `Store`."""
@@ -107,7 +179,7 @@ class SqliteStore:
 
     def profiles(self) -> dict[str, DeviceProfile]:
         """See `Store`."""
-        rows = self._execute("SELECT agent, profile FROM agents ORDER BY agent", ())
+        rows = self._execute("SELECT agent, profile FROM agents ORDER BY agent")
         return {agent: self._parse(DeviceProfile, text) for agent, text in rows}
 
     def next_counter(self) -> int:
@@ -127,6 +199,13 @@ class SqliteStore:
         """See `Store`."""
         self._db.close()
 
+    def _save_whole(self, state: RunState) -> None:
+        self._db.execute(
+            "INSERT INTO runs (run, number, state) VALUES (?, (SELECT COALESCE(MAX(number), 0) + 1 FROM runs), ?) "
+            "ON CONFLICT (run) DO UPDATE SET state = excluded.state",
+            (state.run, state.model_copy(update={"members": {}}).model_dump_json()),
+        )
+
     def _parse(self, kind: type[Kept], text: str) -> Kept:
         try:
             return kind.model_validate_json(text)
@@ -136,10 +215,25 @@ class SqliteStore:
                 f"({error.error_count()} problems): use the version that wrote it, or restore it from a backup"
             ) from error
 
-    def _execute(self, sql: str, values: tuple[object, ...]) -> list[tuple[str, ...]]:
-        try:
-            return self._db.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"the store {self._path} cannot be used: {error}. Look at the disk's free space and the file's rights"
-            ) from error
+    def _execute(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        with _as_store_error():
+            return self._db.execute(sql, values)
+
+
+def _same_but_members(one: RunState, other: RunState) -> bool:
+    """Whether two values of a run are the same but for its agents."""
+    fields = (name for name in RunState.model_fields if name != "members")
+    return all(_same(getattr(one, name), getattr(other, name)) for name in fields)
+
+
+def _same(one: object, other: object) -> bool:
+    """Equal; values are frozen, and most are the very same."""
+    return one is other or one == other
+
+
+@contextlib.contextmanager
+def _as_store_error() -> Iterator[None]:
+    try:
+        yield
+    except DatabaseError as error:
+        raise StoreError(str(error)) from error

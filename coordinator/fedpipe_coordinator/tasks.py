@@ -4,7 +4,7 @@ So a task may be sent as often as an agent comes back, and the state needs no li
 """
 
 from fedpipe_coordinator.config import job_terms
-from fedpipe_coordinator.run_events import Send
+from fedpipe_coordinator.run_events import Fetch, Send
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_wire.messages import EvaluateTask, IdleTask, ScoreTask, SurveyTask, Task, TrainTask
@@ -30,10 +30,15 @@ def ask_again(work: Step, name: str) -> None:
     """Send an agent the task that it owes at this moment."""
     member = work.state.members[name]
     task = owed_task(work.state, member)
-    if task is not None:
-        if member.standing == "gone":
-            work.put(member.model_copy(update={"standing": "asked"}))
-        work.do(Send(name, task))
+    if task is None:
+        return
+    # An agent that lost what it offered trains again; one that has it need not be heard to be served.
+    offer = member.trained if work.state.phase == "training" else None
+    if member.standing == "gone":
+        work.put(member.model_copy(update={"standing": "asked" if offer is None else "offered"}))
+    work.do(Send(name, task))
+    if offer is not None:
+        work.do(Fetch(name, offer.round, offer.update))
 
 
 def _round_task(state: RunState, member: Member) -> Task | None:

@@ -158,7 +158,8 @@ def agents_table(agents: Mapping[str, Mapping[str, Any]]) -> RenderableType:
             f"{link['uplink_bps'] / 1e6:.0f} Mbit/s" if link else "?",
             _cell(", ".join(profile.get("datasets", []))),
         )
-    return table
+    turned = [reason for _, entry in sorted(agents.items()) for reason in entry.get("turned_away", ())]
+    return Group(table, *(Text(f"turned away: {plain(reason)}", style="yellow") for reason in turned))
 
 
 def describe_ranks(ranks: Mapping[str, int]) -> str:

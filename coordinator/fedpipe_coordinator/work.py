@@ -104,6 +104,7 @@ def _device(state: RunState, name: str, profile: DeviceProfile) -> DeviceProblem
 def _first_adapter(state: RunState, blobs: BlobStore, folder: Path) -> BlobRef:
     assert state.shape is not None
     path = folder / "adapter-0.safetensors"
+    blobs.check_room(4 * _adapter_numbers(state), "the first global adapter")
     initial_adapter(
         path,
         state.shape,
@@ -130,6 +131,8 @@ def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path
         if member.trained is None or member.plan is None:
             raise WorkError(f"the update of {name} has no report or plan")
         updates.append(UpdateFile(name, member.trained.examples, blobs.path(sha256), dict(member.plan.components)))
+    updates += [_late_file(state, name, sha256, blobs) for name, sha256 in sorted(action.late.items())]
+    blobs.check_room(state.adapter.size, f"the global adapter of round {action.round}")
     path = folder / f"adapter-{action.round}.safetensors"
     report = aggregate_files(
         blobs.path(state.adapter.sha256),
@@ -143,10 +146,33 @@ def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path
     return Aggregated(action.round, take_in(blobs, path), report.tail)
 
 
+def _late_file(state: RunState, name: str, sha256: str, blobs: BlobStore) -> UpdateFile:
+    """An update of the round before, with what it was trained from."""
+    entry = next((each for each in state.members[name].late if each.trained.update.sha256 == sha256), None)
+    if entry is None:
+        raise WorkError(f"the late update {sha256[:12]} of {name} has no report or plan")
+    return UpdateFile(
+        name,
+        entry.trained.examples,
+        blobs.path(sha256),
+        dict(entry.plan.components),
+        weight=state.job.rounds.late_weight,
+        base=blobs.path(entry.base.sha256),
+    )
+
+
+def _adapter_numbers(state: RunState) -> int:
+    """How many numbers a global adapter holds, its head included."""
+    assert state.shape is not None
+    rank = state.job.adapter.global_rank
+    return rank * sum(weight.d_out + weight.d_in for weight in state.shape.weights) + state.shape.head_parameters
+
+
 def export(state: RunState, blobs: BlobStore, folder: RunFolder) -> Exported:
     """Write the PEFT adapter, and the merged model if the job asks for it."""
     if state.adapter is None or state.shape is None:
         raise WorkError(f"run {state.run} has nothing to export")
+    blobs.check_room(state.adapter.size, "the exported adapter")
     write_peft_adapter(
         folder.adapter,
         blobs.path(state.adapter.sha256),

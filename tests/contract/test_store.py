@@ -1,17 +1,22 @@
 """What every store of runs and agents must do, on the SQLite store and on one in memory."""
 
+import json
+import os
 import sqlite3
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from run_support import Drive, begin, device, scored, survey, trained
+from run_support import Drive, begin, device, evaluated, scored, survey, trained, training
 
 from fedpipe_coordinator.run_events import AgentOnline, UpdateStored
 from fedpipe_coordinator.run_state import RunState
-from fedpipe_coordinator.store import SCHEMA_VERSION, SqliteStore, Store, StoreError
+from fedpipe_coordinator.store import SCHEMA_VERSION, Line, SqliteStore, Store, StoreError
 from fedpipe_profiles.device import DeviceProfile
 
 Open = Callable[[], Store]
@@ -23,6 +28,7 @@ class Kept:
     def __init__(self) -> None:
         self.runs: dict[str, str] = {}
         self.profiles: dict[str, str] = {}
+        self.lines: dict[tuple[str, str, int], str] = {}
         self.counter = 0
 
 
@@ -32,8 +38,19 @@ class MemoryStore:
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
 
-    def save_run(self, state: RunState) -> None:
+    def save_run(self, state: RunState, lines: Sequence[Line] = ()) -> None:
         self._kept.runs[state.run] = state.model_dump_json()
+        for line in lines:
+            self._kept.lines.setdefault((state.run, line.file, line.number), line.text)
+
+    def lines(self, run: str) -> list[Line]:
+        found = sorted(key for key in self._kept.lines if key[0] == run)
+        return [Line(file, number, self._kept.lines[run, file, number]) for _, file, number in found]
+
+    def forget_lines(self, run: str, file: str, number: int) -> None:
+        for key in list(self._kept.lines):
+            if key[:2] == (run, file) and key[2] <= number:
+                del self._kept.lines[key]
 
     def runs(self) -> list[RunState]:
         return [RunState.model_validate_json(text) for text in self._kept.runs.values()]
@@ -106,6 +123,43 @@ def test_runs_come_in_the_order_in_which_they_were_first_saved(open_store: Open)
     assert [(state.run, state.phase) for state in found] == [("z", "stopped"), ("a", "surveying"), ("m", "surveying")]
 
 
+def test_lines_of_records_wait_in_order_until_they_are_forgotten(open_store: Open) -> None:
+    first = [Line("audit.jsonl", number, f'{{"n": {number}}}') for number in (1, 2, 10)]
+    store = open_store()
+    store.save_run(begin(), first[:2])
+    store.save_run(begin(), [Line("rounds.jsonl", 1, "{}"), first[2], first[1]])
+    store.save_run(begin().model_copy(update={"run": "other"}), [Line("audit.jsonl", 1, "{}")])
+    store = open_store()
+    assert store.lines(begin().run) == [*first, Line("rounds.jsonl", 1, "{}")]
+    store.forget_lines(begin().run, "audit.jsonl", 2)
+    store.forget_lines("nobody", "audit.jsonl", 9)
+    assert open_store().lines(begin().run) == [first[2], Line("rounds.jsonl", 1, "{}")]
+    assert open_store().lines("other") == [Line("audit.jsonl", 1, "{}")]
+
+
+def test_a_line_that_is_stored_twice_is_kept_as_it_was_first(open_store: Open) -> None:
+    store = open_store()
+    store.save_run(begin(), [Line("rounds.jsonl", 1, '{"wall_s": 1}')])
+    store.save_run(begin(), [Line("rounds.jsonl", 1, '{"wall_s": 2}')])
+    assert store.lines(begin().run) == [Line("rounds.jsonl", 1, '{"wall_s": 1}')]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.lists(st.integers(0, 7), min_size=1, max_size=8), reopen=st.integers(0, 7))
+def test_any_order_of_states_leaves_the_last(open_store: Open, order: list[int], reopen: int) -> None:
+    store = open_store()
+    for at, index in enumerate(order):
+        if at == reopen:
+            store = open_store()
+            store.runs()
+        store.save_run(STATES[index])
+    (found,) = open_store().runs()
+    # An agent that was there is never taken away by the machine, so a store need not.
+    wanted = STATES[order[-1]]
+    assert found.model_copy(update={"members": {}}) == wanted.model_copy(update={"members": {}})
+    assert wanted.members.items() <= found.members.items()
+
+
 def test_the_newest_profile_of_every_agent_is_kept(open_store: Open) -> None:
     store = open_store()
     store.save_profile(device("b"))
@@ -149,14 +203,14 @@ def test_a_store_of_another_version_is_not_touched(tmp_path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
     db.close()
-    with pytest.raises(StoreError, match=f"schema {SCHEMA_VERSION + 1}, this version of FedPipe reads schema"):
+    with pytest.raises(StoreError, match=rf"schema {SCHEMA_VERSION + 1}, .* up to {SCHEMA_VERSION}: use the version"):
         SqliteStore(path)
 
 
 def test_what_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     path.write_bytes(b"this is not a database, but a text that somebody put here\n" * 100)
-    with pytest.raises(StoreError, match="cannot be opened"):
+    with pytest.raises(StoreError, match=r"store\.db is damaged .*: restore it from a backup"):
         SqliteStore(path)
 
 
@@ -178,8 +232,108 @@ def test_a_run_that_this_version_cannot_read_is_an_error_of_the_store(tmp_path: 
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "store.db")
-    store._db.execute("PRAGMA max_page_count=10")
-    with pytest.raises(StoreError, match="full"):
-        store.save_run(begin().model_copy(update={"note": "x" * 1_000_000}))
-    assert store.runs() == []
+    store.save_run(begin())
+    ((pages,),) = store._db.execute("PRAGMA page_count")
+    store._db.execute(f"PRAGMA max_page_count={pages}")
+    large = begin().model_copy(update={"note": "x" * 1_000_000})
+    with pytest.raises(StoreError, match=r"full.*make room on its disk; nothing that was acknowledged is lost"):
+        store.save_run(large, [Line("audit.jsonl", 1, "{}")])
+    store._db.execute("PRAGMA max_page_count=100000")
+    assert (store.runs(), store.lines(begin().run)) == ([begin()], [])
+    store.save_run(large)
+    assert store.runs() == [large]
     store.close()
+
+
+def test_only_the_agents_that_changed_are_written(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    drive = training("a", "b", "c")
+    store.save_run(drive.state)
+    written: list[str] = []
+    store._db._connection.set_trace_callback(written.append)
+    store.save_run(drive.state)
+    assert written == []
+    drive.hear("b", evaluated(1))
+    store.save_run(drive.state)
+    inserts = [sql for sql in written if sql.startswith("INSERT")]
+    assert len(inserts) == 1
+    assert "INTO members" in inserts[0]
+    assert '"name":"b"' in inserts[0]
+    store.close()
+
+
+def _write_schema_1(path: Path, states: Sequence[RunState]) -> None:
+    """A store as the first version wrote it: every run one value, as far as that version knew its keys."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE runs (run TEXT PRIMARY KEY, number INTEGER NOT NULL, state TEXT NOT NULL)")
+        db.execute("CREATE TABLE agents (agent TEXT PRIMARY KEY, profile TEXT NOT NULL)")
+        db.execute("CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)")
+        for number, state in enumerate(states):
+            old = json.loads(state.model_dump_json(exclude={"former", "work_at"}))
+            for member in old["members"].values():
+                for key in ("delivered", "former_plan", "late", "fetch_at"):
+                    del member[key]
+            del old["job"]["rounds"]["late_weight"]
+            db.execute("INSERT INTO runs VALUES (?, ?, ?)", (state.run, number + 1, json.dumps(old)))
+        db.execute("INSERT INTO agents VALUES ('a', ?)", (device("a").model_dump_json(),))
+        db.execute("INSERT INTO counters VALUES ('message', 3000)")
+        db.execute("PRAGMA user_version=1")
+
+
+@pytest.mark.parametrize("state", STATES[:-2], ids=lambda state: f"{state.phase}-{len(state.members)}")
+def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path, state: RunState) -> None:
+    path = tmp_path / "store.db"
+    other = begin().model_copy(update={"run": "a-later-one"})
+    _write_schema_1(path, [state, other])
+    with closing(SqliteStore(path)) as store:
+        assert store.runs() == [state, other]
+        assert store.profiles() == {"a": device("a")}
+        assert store.next_counter() == 3001
+        assert store.lines(state.run) == []
+    with closing(sqlite3.connect(tmp_path / "store.db.schema-1")) as copy:
+        ((text,),) = copy.execute("SELECT state FROM runs WHERE number = 1").fetchall()
+    assert json.loads(text)["members"].keys() == state.members.keys()
+    with closing(SqliteStore(path)) as again:
+        assert again.runs() == [state, other]
+
+
+def test_a_first_version_that_cannot_be_read_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    _write_schema_1(path, [begin()])
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE runs SET state = '[1]'")
+    with pytest.raises(StoreError, match="holds a run that this version cannot read"):
+        SqliteStore(path)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("SELECT state FROM runs").fetchall() == [("[1]",)]
+
+
+def test_a_killed_process_leaves_a_step_and_its_lines_or_neither(tmp_path: Path) -> None:
+    """The process is killed while it saves, at some moment; each state that is found comes with its lines."""
+    program = """
+import os, signal, sys, threading
+from pathlib import Path
+from run_support import begin
+from fedpipe_coordinator.store import Line, SqliteStore
+store = SqliteStore(Path(sys.argv[1]))
+print("ready", flush=True)
+for number in range(1, 1_000_000):
+    store.save_run(begin().model_copy(update={"missed": number}), [Line("audit.jsonl", number, "x" * 3000)])
+    print(number, flush=True)
+"""
+    path = tmp_path / "store.db"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path], stdout=subprocess.PIPE, text=True, env=environment
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line == "20\n":
+                break
+        child.kill()
+    with closing(SqliteStore(path)) as store:
+        (state,) = store.runs()
+        assert state.missed >= 20
+        assert [line.number for line in store.lines(state.run)] == list(range(1, state.missed + 1))

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mosquitto_support import mosquitto_or_skip
 
 from fedpipe_coordinator.broker import BrokerDiedError, BrokerError, ManagedBroker, PortInUseError
 from fedpipe_wire.mqtt import MqttTransport
-from fedpipe_wire.transport import Connected, Delivered, Received
+from fedpipe_wire.transport import Connected, Delivered, Disconnected, Received
 
 PATIENCE_S = 20.0
 
@@ -112,3 +113,61 @@ def test_it_dies_with_its_parent(broker: ManagedBroker) -> None:
         finally:
             os.close(watch)
     assert ended, f"Mosquitto {child} outlived its parent"
+
+
+def test_a_broker_that_was_killed_with_its_database_runs_again_on_the_same_port(broker: ManagedBroker) -> None:
+    broker.start()
+    port, pid = broker.port, broker.pid
+    assert pid is not None
+    client = session(broker, "client", "state")
+    os.kill(pid, signal.SIGKILL)
+    assert isinstance(client.events.get(timeout=PATIENCE_S), Disconnected)
+    (broker.folder / "mosquitto.db").unlink(missing_ok=True)
+    words = broker.revive()
+    assert "New client connected" in words
+    assert broker.port == port
+    assert broker.pid != pid
+    connected = client.events.get(timeout=PATIENCE_S)
+    assert connected == Connected(resumed=False)
+    client.stop()
+
+
+def test_a_stale_broker_of_the_same_folder_is_waited_for(broker: ManagedBroker) -> None:
+    """Its coordinator was killed, and the kernel told it to end: it holds the port a moment longer."""
+    broker.start()
+    assert broker.pid is not None
+    stale = broker.pid
+    os.kill(stale, signal.SIGSTOP)
+    successor = ManagedBroker(broker.folder, broker.host, broker.port)
+
+    def end() -> None:
+        os.kill(stale, signal.SIGTERM)
+        os.kill(stale, signal.SIGCONT)
+
+    wake = threading.Timer(1.0, end)
+    wake.start()
+    try:
+        successor.start()
+    finally:
+        wake.join()
+        successor.stop()
+    assert not broker.is_alive
+
+
+def test_a_damaged_database_does_not_keep_the_broker_from_starting(broker: ManagedBroker) -> None:
+    broker.folder.mkdir()
+    (broker.folder / "mosquitto.db").write_bytes(b"this was a database once" * 100)
+    broker.start()
+    session(broker, "one").stop()
+
+
+def test_a_log_does_not_grow_without_bound(broker: ManagedBroker) -> None:
+    broker.start()
+    with broker.log.open("ab") as log:
+        log.write(b"noise\n" * 400_000)
+    broker.trim_log()
+    session(broker, "one").stop()
+    broker.stop()
+    assert broker.log.stat().st_size < 100_000
+    assert b"Client one disconnected" in broker.log.read_bytes()
+    assert broker.log.with_name("mosquitto.log.1").stat().st_size == 1 << 20

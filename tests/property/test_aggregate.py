@@ -16,6 +16,7 @@ from fedpipe_coordinator.aggregate import (
     Aggregated,
     AggregationError,
     Factors,
+    HeadChange,
     UpdateFile,
     WeightChange,
     aggregate_files,
@@ -34,12 +35,14 @@ slow_enough = settings(deadline=None, max_examples=60)
 def dense(global_: Factors, changes: Sequence[WeightChange]) -> np.ndarray:
     """The rule as design.md states it, on matrices that nobody could hold in earnest."""
     b, a = global_.b.astype(np.float64), global_.a.astype(np.float64)
-    total = sum(change.examples for change in changes)
+    total = sum(change.weight * change.examples for change in changes)
     result = b @ a
     for change in changes:
         before = b[:, list(change.indices)] @ a[list(change.indices)]
+        if change.base is not None:
+            before = change.base.b.astype(np.float64) @ change.base.a.astype(np.float64)
         after = change.b.astype(np.float64) @ change.a.astype(np.float64)
-        result = result + change.examples / total * (after - before)
+        result = result + change.weight * change.examples / total * (after - before)
     return result
 
 
@@ -50,6 +53,7 @@ def product(result: Aggregated) -> np.ndarray:
 def scale_of(global_: Factors, changes: Sequence[WeightChange]) -> float:
     """Size of what was added up: the result itself may cancel to nothing."""
     parts = [(global_.b, global_.a), *((change.b, change.a) for change in changes)]
+    parts += [(change.base.b, change.base.a) for change in changes if change.base is not None]
     return max(float(np.linalg.norm(b.astype(np.float64) @ a)) for b, a in parts)
 
 
@@ -251,15 +255,90 @@ def test_one_agent_twice_is_an_error() -> None:
 
 def test_head_is_the_mean_weighted_by_examples() -> None:
     start = np.array([10.0, 0.0], np.float32)
-    changes = [("b", 3, np.array([14.0, 1.0], np.float32)), ("a", 1, np.array([10.0, 5.0], np.float32))]
+    changes = [
+        HeadChange("b", 3, np.array([14.0, 1.0], np.float32)),
+        HeadChange("a", 1, np.array([10.0, 5.0], np.float32)),
+    ]
     assert aggregate_head(start, changes).tolist() == [13.0, 2.0]
     assert aggregate_head(start, changes[::-1]).tolist() == [13.0, 2.0]
     with pytest.raises(AggregationError, match="0 examples"):
         aggregate_head(start, [])
     with pytest.raises(AggregationError, match=r"expected \(2,\), got \(3,\)"):
-        aggregate_head(start, [("a", 1, np.zeros(3, np.float32))])
+        aggregate_head(start, [HeadChange("a", 1, np.zeros(3, np.float32))])
     with pytest.raises(AggregationError, match="not finite"):
-        aggregate_head(start, [("a", 1, np.array([np.nan, 0], np.float32))])
+        aggregate_head(start, [HeadChange("a", 1, np.array([np.nan, 0], np.float32))])
+
+
+# --- updates that come a round late ---------------------------------------------------------------
+
+
+@st.composite
+def late_problems(draw: st.DrawFn) -> tuple[Factors, list[WeightChange]]:
+    """A round as in `problems`, and changes that were trained from the global factors of the round before."""
+    global_, changes = draw(problems())
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    (d_out, rank), d_in = global_.b.shape, global_.a.shape[1]
+    weight = draw(st.sampled_from([0.1, 0.5, 1.0]))
+    for number in range(draw(st.integers(1, 3))):
+        count = int(random.integers(1, rank + 1))
+        indices = tuple(sorted(int(index) for index in random.choice(rank, count, replace=False)))
+        base = Factors(random.standard_normal((d_out, count)), random.standard_normal((count, d_in)))
+        b = base.b + 0.1 * random.standard_normal(base.b.shape)
+        # the same agent may also deliver in time
+        changes.append(WeightChange(f"agent-{number}", draw(st.integers(1, 99)), indices, b, base.a, base, weight))
+    return global_, changes
+
+
+@slow_enough
+@given(late_problems(), st.randoms(use_true_random=False))
+def test_a_late_change_is_measured_against_what_it_was_trained_from(
+    problem: tuple[Factors, list[WeightChange]], random: Any
+) -> None:
+    global_, changes = problem
+    result = aggregate(global_, changes)
+    wanted = dense(global_, changes)
+    size = scale_of(global_, changes)
+    tail = np.linalg.norm(np.linalg.svd(wanted, compute_uv=False)[len(global_.a) :])
+    assert abs(result.tail * result.norm - tail) <= EXACT * size
+    assert np.linalg.norm(wanted - product(result)) <= tail + EXACT * size
+    shuffled = random.sample(changes, len(changes))
+    assert aggregate(global_, shuffled).factors.b.tobytes() == result.factors.b.tobytes()
+
+
+@slow_enough
+@given(problems())
+def test_a_late_change_of_full_weight_from_the_same_adapter_is_an_ordinary_one(
+    problem: tuple[Factors, list[WeightChange]],
+) -> None:
+    global_, changes = problem
+    late = [
+        replace(change, base=Factors(global_.b[:, list(change.indices)], global_.a[list(change.indices)]))
+        for change in changes
+    ]
+    one, two = aggregate(global_, changes), aggregate(global_, late)
+    size = scale_of(global_, changes)
+    assert abs(one.tail * one.norm - two.tail * two.norm) <= EXACT * size
+    if one.tail * one.norm <= EXACT * size:
+        assert np.linalg.norm(product(one) - product(two)) <= 4 * EXACT * size
+
+
+def test_a_late_change_of_no_weight_and_a_misshapen_base_are_errors() -> None:
+    global_, change = small_problem()
+    with pytest.raises(AggregationError, match="expected at least one update"):
+        aggregate(global_, [replace(change, weight=0.0)])
+    base = Factors(np.ones((6, 1)), np.ones((1, 5)))
+    with pytest.raises(AggregationError, match=r"expected a base of \(\(6, 2\), \(2, 5\)\), got \(\(6, 1\)"):
+        aggregate(global_, [replace(change, base=base)])
+
+
+def test_a_late_head_is_measured_against_its_own_base() -> None:
+    start, base = np.array([10.0], np.float32), np.array([4.0], np.float32)
+    changes = [
+        HeadChange("a", 2, np.array([13.0], np.float32)),
+        HeadChange("a", 4, np.array([10.0], np.float32), base, 0.5),
+    ]
+    # both count as two examples: 10, and half of 3, and half of 6
+    assert aggregate_head(start, changes).tolist() == [14.5]
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -336,6 +415,38 @@ def test_files_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
         aggregate_files(start, order, tmp_path / name, shape=SHAPE, row_norm=1.0, seed=5, round_=1)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert (tmp_path / "one").read_bytes() == (tmp_path / "three").read_bytes()
+
+
+def test_a_late_file_follows_the_rule_from_its_own_base(tmp_path: Path) -> None:
+    """Silo 1 brings a late update besides its own; the base of it is another global adapter."""
+    start, updates = make_round(tmp_path)
+    base = tmp_path / "base.safetensors"
+    initial_adapter(base, SHAPE, [weight.name for weight in SHAPE.weights], RANK, seed=6, row_norm=1.0)
+    (tmp_path / "before").mkdir()
+    late = replace(make_round(tmp_path / "before", agents=2)[1][1], weight=0.5, base=base)
+    out = tmp_path / "out"
+    report = aggregate_files(start, [*updates, late], out, shape=SHAPE, row_norm=1.0, seed=5, round_=2)
+    before, former, after = load(start), load(base), load(out)
+    for name in ("q", "up", "down"):
+        changes = []
+        for update in (*updates, late):
+            own, indices = load(update.path), update.components[name]
+            b, a = own[f"{name}.lora_B"], own[f"{name}.lora_A"]
+            change = WeightChange(update.agent, update.examples, indices, b, a, weight=update.weight)
+            if update is late:
+                parts = former[f"{name}.lora_B"][:, list(indices)], former[f"{name}.lora_A"][list(indices)]
+                change = replace(change, base=Factors(*parts))
+            changes.append(change)
+        wanted = dense(Factors(before[f"{name}.lora_B"], before[f"{name}.lora_A"]), changes)
+        tail = np.linalg.norm(np.linalg.svd(wanted, compute_uv=False)[RANK:])
+        got = after[f"{name}.lora_B"].astype(np.float64) @ after[f"{name}.lora_A"]
+        assert np.linalg.norm(got - wanted) == pytest.approx(tail, rel=1e-5)
+    heads = [load(update.path)["head:score.weight"].astype(np.float64) for update in (*updates, late)]
+    bases = [before["head:score.weight"]] * 3 + [former["head:score.weight"]]
+    shares = [10 / 70, 20 / 70, 30 / 70, 0.5 * 20 / 70]
+    moved = sum(share * (head - own) for share, head, own in zip(shares, heads, bases, strict=True))
+    np.testing.assert_allclose(after["head:score.weight"], before["head:score.weight"] + moved, atol=1e-6)
+    assert (report.agents, report.examples) == (4, 80)
 
 
 def test_blas_has_one_thread_during_aggregation_only(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Laws of the run's machine over any sequence of events, of agents that may say anything at any time."""
 
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,11 +36,13 @@ from fedpipe_coordinator.run_events import (
     Send,
     StopAsked,
     Ticked,
+    UpdateDelayed,
     UpdateRejected,
     UpdateStored,
+    WorkDelayed,
     WorkFailed,
 )
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.run_state import STANDINGS, TRANSITIONS, Phase, RunState, Standing
 from fedpipe_wire.messages import Ack, Refused, encode
 
 AGENTS = st.sampled_from("abc")
@@ -69,6 +71,7 @@ JOBS = st.fixed_dictionaries(
         "number": st.integers(2, 6),
         "fraction": st.sampled_from((0.5, 1.0)),
         "patience": st.sampled_from((None, 1)),
+        "late_weight": st.sampled_from((0.0, 0.5)),
         "labels": st.sampled_from((None, ("east", "north", "west"))),
     }
 )
@@ -116,7 +119,12 @@ class AnyRun(RuleBasedStateMachine):
         assert action.updates
         for agent, sha256 in action.updates.items():
             assert (agent, action.round, sha256) in self.stored
+        for agent, sha256 in action.late.items():
+            assert (agent, action.round - 1, sha256) in self.stored
+            assert self.drive.state.job.rounds.late_weight > 0
+            assert self.aggregated[action.round - 1].updates.get(agent) is None
         assert list(action.updates) == sorted(action.updates)
+        assert list(action.late) == sorted(action.late)
 
     @precondition(lambda self: self.drive.state.open)
     @rule(agent=AGENTS, session=st.integers(1, 2))
@@ -180,14 +188,16 @@ class AnyRun(RuleBasedStateMachine):
         assert self.drive.state == after
 
     @precondition(lambda self: self.fetches)
-    @rule(data=st.data(), well=st.booleans())
-    def fetch_ends(self, data: st.DataObject, *, well: bool) -> None:
+    @rule(data=st.data(), how=st.sampled_from(("well", "badly", "not now")))
+    def fetch_ends(self, data: st.DataObject, how: str) -> None:
         key = data.draw(st.sampled_from(sorted(self.fetches)))
-        if well:
+        if how == "well":
             self.stored.add(key)
             self._let(UpdateStored(*key))
+        elif how == "badly":
+            self._let(UpdateRejected(*key, "a value is not finite"))
         else:
-            self._let(UpdateRejected(*key, "the transfer died"))
+            self._let(UpdateDelayed(*key, "the transfer died"))
 
     @precondition(lambda self: self.work)
     @rule(data=st.data())
@@ -217,10 +227,29 @@ class AnyRun(RuleBasedStateMachine):
         if really == 0:
             self._let(WorkFailed(name, "no space left"))
 
+    @rule(name=st.sampled_from(("planning", "aggregating", "exporting")))
+    def work_lacks_room(self, name: str) -> None:
+        phase = self.drive.state.phase
+        self._let(WorkDelayed(name, "no space left"))
+        assert self.drive.state.phase == phase
+
     @rule(really=st.integers(0, 19))
     def a_person_stops_it(self, really: int) -> None:
         if really == 0:
             self._let(StopAsked())
+
+    @invariant()
+    def what_was_acknowledged_is_aggregated_or_waits_for_it(self) -> None:
+        """While the run is open; every accepted update of a closed round is in exactly one aggregation."""
+        if not hasattr(self, "drive") or not self.drive.state.open:
+            return
+        used = [sha256 for each in self.aggregated.values() for sha256 in (*each.updates.values(), *each.late.values())]
+        assert len(used) == len(set(used))
+        waiting = {entry.trained.update.sha256 for m in self.drive.state.members.values() for entry in m.late}
+        present = {m.trained.update.sha256 for m in self.drive.state.members.values() if m.trained is not None}
+        for action in self.drive.all(Send):
+            if isinstance(action.message, Ack) and action.message.accepted:
+                assert action.message.sha256 in {*used, *waiting, *present}
 
     @invariant()
     def a_stored_run_is_the_run(self) -> None:
@@ -280,6 +309,14 @@ def test_the_order_of_arrival_changes_no_byte_of_what_is_decided(data: st.DataOb
         curves = list(drive.state.curves.items())
         outcomes.append((drive.state.labels, curves, list(aggregate.updates.items()), drive.state.initial_metric))
     assert outcomes[0] == outcomes[1]
+
+
+def test_the_tables_name_every_phase_and_standing_and_leave_no_way_back_from_an_end() -> None:
+    assert {phase for pair in TRANSITIONS for phase in pair} == set(get_args(Phase))
+    assert {standing for pair in STANDINGS for standing in pair} - {None} == set(get_args(Standing)) - {"late"}
+    assert not [pair for pair in TRANSITIONS if pair[0] in ("done", "failed", "stopped")]
+    assert ("accepted", "offered") not in STANDINGS
+    assert ("accepted", "failed") not in STANDINGS
 
 
 @given(agents=st.permutations("ab"))

@@ -82,8 +82,8 @@ def test_an_update_that_differs_from_its_plan_is_refused_by_name(
     assert said in str(refused.value)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RefusedUpdateError):
+def test_a_file_that_cannot_be_read_is_not_its_senders_fault(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
         check_update(tmp_path / "nothing", SHAPE, PLAN)
 
 

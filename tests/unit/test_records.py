@@ -3,16 +3,18 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_support import PEAK, RUN, Drive, begin, evaluated, metrics, scored, shape, survey, trained
 
+from fedpipe_coordinator.record_trail import RecordTrail
 from fedpipe_coordinator.records import RunFolder, read_lines, round_record, write_atomically
 from fedpipe_coordinator.run_events import AgentOnline, Note, SaveRound, UpdateStored
 from fedpipe_coordinator.run_state import RoundResult
+from fedpipe_coordinator.store import Store
 
 WHEN = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -55,12 +57,12 @@ def test_a_round_record_has_what_was_planned_beside_what_was_measured() -> None:
     assert b == {"agent": "b", "status": "idle", "note": "too small"}
 
 
-def test_a_round_is_recorded_once(tmp_path: Path) -> None:
+def test_a_recorded_round_is_known_by_its_number(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     record = round_record(_result(), None, shape(), 1)
-    folder.add_round(record)
-    folder.add_round(record | {"wall_s": 99.0})
+    folder.append("rounds.jsonl", [json.dumps(record)])
     assert RunFolder(tmp_path / "run").rounds() == [record]
+    assert RunFolder(tmp_path / "run").last_number("rounds.jsonl", "round") == 1
     assert record["metric"] is None
 
 
@@ -76,22 +78,22 @@ def test_a_line_that_a_kill_cut_short_does_not_spoil_the_others(
     path = tmp_path / "audit.jsonl"
     path.unlink(missing_ok=True)
     for value in values:
-        folder._append("audit.jsonl", value)
+        folder.append("audit.jsonl", [json.dumps(value)])
     whole = path.read_bytes() if path.exists() else b""
-    folder._append("audit.jsonl", last)
+    folder.append("audit.jsonl", [json.dumps(last, ensure_ascii=False)])
     line = path.read_bytes()[len(whole) :]
     path.write_bytes(whole + line[: cut % len(line)])
     assert folder.audit() == values
-    folder._append("audit.jsonl", last)
+    folder.append("audit.jsonl", [json.dumps(last, ensure_ascii=False)])
     assert folder.audit() == [*values, last]
 
 
 def test_a_cut_line_longer_than_what_is_read_at_once_is_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder._append("audit.jsonl", {"n": 1})
+    folder.append("audit.jsonl", ['{"n": 1}'])
     with (tmp_path / "audit.jsonl").open("ab") as file:
         file.write(b"x" * 20_000)
-    folder._append("audit.jsonl", {"n": 2})
+    folder.append("audit.jsonl", ['{"n": 2}'])
     assert folder.audit() == [{"n": 1}, {"n": 2}]
 
 
@@ -100,10 +102,14 @@ def test_a_cut_line_longer_than_what_is_read_at_once_is_dropped(tmp_path: Path) 
 )
 def test_texts_of_agents_do_not_break_the_lines(tmp_path: Path, text: str) -> None:
     folder = RunFolder(tmp_path)
-    folder.add_audit(Note("failed", text, "a", 3, {"kind": text}), WHEN)
-    folder.add_audit(Note("run-done", "done"), WHEN)
+    no_store = cast("Store", None)  # lines are made without it
+    trail = RecordTrail(no_store, lambda _: folder, lambda: WHEN)
+    notes = [trail.note("r", Note("failed", text, "a", 3, {"kind": text})), trail.note("r", Note("run-done", "done"))]
+    folder.append("audit.jsonl", [line.text for line in notes])
+    assert folder.last_number("audit.jsonl", "number") == 2
     first, second = folder.audit()
     assert first == {
+        "number": 1,
         "time": "2030-01-01T12:00:00.000+00:00",
         "kind": "failed",
         "round": 3,
@@ -116,7 +122,7 @@ def test_texts_of_agents_do_not_break_the_lines(tmp_path: Path, text: str) -> No
 
 def test_the_summary_has_the_documented_keys(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.add_round(round_record(_result(), metrics(), shape(), 1))
+    folder.append("rounds.jsonl", [json.dumps(round_record(_result(), metrics(), shape(), 1))])
     summary = folder.write_summary(begin().model_copy(update={"note": "a </script> note"}), {"adapter": "out/adapter"})
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert (summary["schema"], summary["run"], summary["job"]) == (1, RUN, "tiny")

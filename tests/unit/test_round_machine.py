@@ -17,6 +17,7 @@ from run_support import (
     training,
 )
 
+from fedpipe_coordinator.late import FETCH_AGAIN_S
 from fedpipe_coordinator.membership import OFFLINE_GRACE_S
 from fedpipe_coordinator.reports import MEMORY_BACKOFF
 from fedpipe_coordinator.round_machine import DEADLINE_GRACE, DEADLINE_GRACE_S, EVALUATION_GRACE_S, MAX_MISSED_ROUNDS
@@ -28,10 +29,14 @@ from fedpipe_coordinator.run_events import (
     Fetch,
     MakePlans,
     SaveRound,
+    StopFetch,
     Ticked,
+    UpdateDelayed,
     UpdateRejected,
     UpdateStored,
+    WorkDelayed,
 )
+from fedpipe_coordinator.run_machine import WORK_AGAIN_S
 from fedpipe_wire.messages import Ack, EvaluateTask, IdleTask, Refused, TrainTask
 
 AFTER_DEADLINE_S = 100.0 * DEADLINE_GRACE + DEADLINE_GRACE_S + 1
@@ -144,8 +149,8 @@ def test_what_an_agent_says_of_an_older_round_does_not_count_for_the_present_one
     assert not tasks(actions)
 
 
-def test_an_update_of_an_older_round_is_declined() -> None:
-    drive = training("a", "b")
+def test_an_update_of_an_older_round_is_declined_where_it_has_no_weight() -> None:
+    drive = training("a", "b", late_weight=0.0)
     finish(drive, "a")
     _lose(drive, "b")
     drive(AgentOnline("b", "b-1"))
@@ -156,7 +161,9 @@ def test_an_update_of_an_older_round_is_declined() -> None:
     assert isinstance(ack, Ack)
     assert (ack.accepted, ack.round, ack.sha256) == (False, 1, trained("b", 1).update.sha256)
     assert "round 1 is over" in ack.reason
+    assert "rounds.late_weight is 0" in ack.reason
     assert drive.member("b").standing == "asked"
+    assert not drive.all(Fetch)[1:]
 
 
 def test_the_same_update_offered_twice_is_fetched_again_and_counted_once() -> None:
@@ -203,7 +210,7 @@ def test_a_second_update_of_a_round_is_declined_once_one_is_taken() -> None:
     assert drive.all(Aggregate)[0].updates["a"] == trained("a", 1).update.sha256
 
 
-def test_an_agent_restarted_while_its_update_is_fetched_trains_again() -> None:
+def test_an_agent_that_lost_the_update_that_is_fetched_trains_again() -> None:
     drive = training("a", "b")
     finish(drive, "b")
     first, second = trained("a", 1, "first"), trained("a", 1, "second")
@@ -211,9 +218,9 @@ def test_an_agent_restarted_while_its_update_is_fetched_trains_again() -> None:
     drive(AgentOffline("a"))
     ((_, task),) = tasks(drive(AgentOnline("a", "a-2")))
     assert isinstance(task, TrainTask)
-    drive(UpdateRejected("a", 1, first.update.sha256, "the transfer died"))
-    assert drive.member("a").standing == "asked"
-    drive.hear("a", second)
+    assert drive.member("a").standing == "offered"
+    drive(UpdateDelayed("a", 1, first.update.sha256, "nothing came for 120 s"))
+    assert StopFetch("a", first.update.sha256) in drive.hear("a", second)
     drive(UpdateStored("a", 1, first.update.sha256))  # of the transfer that was given up
     assert drive.member("a").standing == "offered"
     drive(UpdateStored("a", 1, second.update.sha256))
@@ -245,7 +252,7 @@ def test_an_update_that_is_rejected_leaves_the_round_to_the_others() -> None:
 
 
 def test_an_agent_that_left_with_its_update_learns_that_it_was_not_waited_for() -> None:
-    drive = training("a", "b")
+    drive = training("a", "b", number=1)
     offer = trained("b", 1)
     drive.hear("b", offer)
     _lose(drive, "b")
@@ -282,6 +289,78 @@ def test_a_round_with_too_few_updates_is_planned_again_and_then_given_up() -> No
     assert "rounds.min_agents is 2, 3 times in a row" in drive.state.note
     assert "row 7 has no label" in drive.state.note
     assert not drive.all(Aggregate)
+
+
+def test_an_update_of_a_round_that_is_planned_again_counts_and_is_not_asked_anew() -> None:
+    drive = training("a", "b", min_agents=2, number=1)
+    drive.hear("a", evaluated(1, 0.5))
+    finish(drive, "a")
+    drive.hear("b", failed(1, "out-of-memory"))
+    assert drive.all(MakePlans)[-1] == MakePlans(1, ("b",))
+    drive.plan()
+    assert len(drive.asked("a", TrainTask)) == 1
+    assert drive.asked("b", TrainTask)[-1].attempt == 1
+    finish(drive, "b")
+    assert drive.all(Aggregate) == [Aggregate(1, {name: trained(name, 1).update.sha256 for name in ("a", "b")})]
+
+
+def test_a_transfer_that_died_is_tried_again_while_the_round_waits() -> None:
+    drive = training("a", "b")
+    finish(drive, "b")
+    offer = trained("a", 1)
+    drive.hear("a", offer)
+    drive(UpdateDelayed("a", 1, offer.update.sha256, "the disk is full: make room"))
+    assert not drive.asked("a", Ack)
+    assert "disk is full" in drive.notes("delayed")[0].text
+    assert drive(Ticked(), after_s=FETCH_AGAIN_S - 1) == ()
+    assert drive(Ticked(), after_s=2) == (Fetch("a", 1, offer.update),)
+    assert drive(Ticked(), after_s=FETCH_AGAIN_S + 1) == ()
+    drive(UpdateStored("a", 1, offer.update.sha256))
+    assert sorted(drive.all(Aggregate)[0].updates) == ["a", "b"]
+
+
+def test_a_transfer_that_died_is_not_waited_for_beyond_the_deadline() -> None:
+    drive = training("a", "b")
+    finish(drive, "b")
+    offer = trained("a", 1)
+    drive.hear("a", offer)
+    drive(Ticked(), after_s=AFTER_DEADLINE_S)
+    assert drive.phase == "training"
+    drive(UpdateDelayed("a", 1, offer.update.sha256, "nothing came for 120 s"))
+    assert sorted(drive.all(Aggregate)[0].updates) == ["b"]
+
+
+@pytest.mark.parametrize("phase", ["aggregating", "exporting"])
+def test_work_that_lacks_room_is_asked_again_and_ends_no_run(phase: str) -> None:
+    drive = training("a", number=1)
+    finish(drive, "a")
+    if phase == "exporting":
+        drive.aggregate()
+        drive.hear("a", evaluated(2))
+    assert drive.phase == phase
+    first = drive.actions[-1]
+    drive(WorkDelayed(phase, "5 bytes are free"))
+    drive(WorkDelayed(phase, "5 bytes are free"))
+    assert (drive.phase, drive.state.note) == (phase, f"{phase} waits: 5 bytes are free")
+    assert len(drive.notes("work-delayed")) == 1
+    assert drive(Ticked(), after_s=WORK_AGAIN_S - 1) == ()
+    assert drive(Ticked(), after_s=2) == (first,)
+    assert drive(Ticked(), after_s=WORK_AGAIN_S + 1) == ()
+    if phase == "aggregating":
+        drive.aggregate()
+    else:
+        drive.export()
+    assert drive.state.note == ""
+
+
+def test_planning_that_lacks_room_is_asked_again() -> None:
+    drive = training("a")
+    finish(drive, "a")
+    drive.aggregate()
+    asked = drive.all(MakePlans)[-1]
+    drive(WorkDelayed("planning", "5 bytes are free"))
+    assert drive(Ticked(), after_s=1) == ()
+    assert drive(Ticked(), after_s=WORK_AGAIN_S) == (asked,)
 
 
 def test_too_few_plans_end_the_run_with_every_devices_reason() -> None:

@@ -31,8 +31,12 @@ class BlobArrived:
 
 @dataclass(frozen=True, slots=True)
 class BlobFailed:
-    """The blob will not come, or not go, without being asked for again; what has come stays on disk."""
+    """The blob will not come, or not go, without being asked for again; what has come stays on disk.
+
+    `hopeless`: asking again would not help, for the source sends what the blob's name denies.
+    """
 
     source: str | None
     sha256: str
     reason: str
+    hopeless: bool = False

@@ -213,7 +213,7 @@ class BlobReceiver:
     def _again(self, transfer: _Transfer, error: BlobError) -> None:
         transfer.attempts_left -= 1
         if transfer.attempts_left <= 0 or not transfer.sources:
-            self._fail(transfer, f"{error} ({self._settings.attempts} attempts)")
+            self._fail(transfer, f"{error} ({self._settings.attempts} attempts)", hopeless=True)
             return
         transfer.sources.rotate(-1)
         try:
@@ -227,7 +227,8 @@ class BlobReceiver:
         transfer.actions.extend(action for action in actions if not isinstance(action, blobs.Ask))
         self._act(transfer)
 
-    def _fail(self, transfer: _Transfer, reason: str) -> None:
+    def _fail(self, transfer: _Transfer, reason: str, *, hopeless: bool = False) -> None:
         transfer.partial.close()
         self._transfers.pop(transfer.ref.sha256, None)
-        self.outcomes.extend(BlobFailed(source, transfer.ref.sha256, reason) for source in transfer.sources)
+        sha256 = transfer.ref.sha256
+        self.outcomes.extend(BlobFailed(source, sha256, reason, hopeless=hopeless) for source in transfer.sources)

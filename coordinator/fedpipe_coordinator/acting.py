@@ -1,0 +1,86 @@
+"""What the machine asks for, done: messages, transfers, and work for the worker.
+
+Owns the meaning of each action in this process. Each may be done twice without harm, and each is asked for again from
+the stored state after a restart.
+"""
+
+from collections.abc import Callable
+
+from fedpipe_coordinator import work
+from fedpipe_coordinator.exchange import Exchange
+from fedpipe_coordinator.intake import Intake
+from fedpipe_coordinator.records import RunFolder
+from fedpipe_coordinator.registry import Registry
+from fedpipe_coordinator.run_events import (
+    Aggregate,
+    BroadcastAdapter,
+    Export,
+    Fetch,
+    MakePlans,
+    Note,
+    RunAction,
+    RunEvent,
+    SaveRound,
+    Send,
+    StopFetch,
+)
+from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.worker import WorkDone, Worker, phase_failed
+from fedpipe_wire.blob_files import BlobStore
+from fedpipe_wire.messages import RunState as RunStateMessage
+
+
+class Actor:
+    """Does what a run's machine asks for, once the state that asks is stored."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        blobs: BlobStore,
+        registry: Registry,
+        folder: Callable[[str], RunFolder],
+        post: Callable[[WorkDone], None],
+    ) -> None:
+        self._exchange, self._blobs, self._registry, self._folder = exchange, blobs, registry, folder
+        self.worker = Worker(post)
+        self.intake = Intake(exchange, self.worker)
+
+    def act(self, state: RunState, action: RunAction) -> None:
+        """Do one action; records and notes are stored with the state, and are not actions here."""
+        match action:
+            case Send(agent, message):
+                self._exchange.send(agent, message)
+            case Fetch():
+                refused = self.intake.fetch(state, action)
+                if refused is not None:
+                    self._later(state, refused)
+            case StopFetch():
+                self.intake.stop(action)
+            case BroadcastAdapter(ref, round_):
+                self._exchange.broadcast_blob(ref)
+                self._exchange.announce(RunStateMessage(run=state.run, state=state.phase, round=round_, adapter=ref))
+            case MakePlans() | Aggregate() | Export():
+                self._work(state, action)
+            case SaveRound() | Note():
+                pass
+
+    def _work(self, state: RunState, action: MakePlans | Aggregate | Export) -> None:
+        folder, blobs = self._folder(state.run), self._blobs
+        name, job = self._job(state, action, folder, blobs)
+        self.worker.do(state.run, job, phase_failed(name))
+
+    def _job(
+        self, state: RunState, action: MakePlans | Aggregate | Export, folder: RunFolder, blobs: BlobStore
+    ) -> tuple[str, Callable[[], RunEvent]]:
+        match action:
+            case MakePlans():
+                profiles = self._registry.profiles()
+                return "planning", lambda: work.make_plans(state, action, profiles, blobs, folder.path)
+            case Aggregate():
+                return "aggregating", lambda: work.aggregate(state, action, blobs, folder.path)
+            case Export():
+                return "exporting", lambda: work.export(state, blobs, folder)
+
+    def _later(self, state: RunState, event: RunEvent) -> None:
+        """Let the run hear of something after the step that is being done."""
+        self.worker.do(state.run, lambda: event, lambda _: event)

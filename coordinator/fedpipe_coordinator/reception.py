@@ -1,0 +1,106 @@
+"""What agents say, before a run hears it: who they are, what their machine is, and whether their run is known here.
+
+Owns the answers that need no run: welcome, turned away, unknown. It decides nothing about runs.
+"""
+
+from collections.abc import Callable
+
+from fedpipe_coordinator.exchange import Exchange
+from fedpipe_coordinator.registry import LetIn, Registry, Turned
+from fedpipe_coordinator.run_events import AgentOffline, AgentOnline, Heard
+from fedpipe_coordinator.store import Store
+from fedpipe_coordinator.watchers import Watchers
+from fedpipe_wire.messages import (
+    Ack,
+    AgentMessage,
+    BlobMissing,
+    EndTask,
+    Evaluated,
+    Failed,
+    Presence,
+    Profile,
+    Progress,
+    Refused,
+    Scored,
+    Survey,
+    Trained,
+    TurnedAway,
+    Welcome,
+)
+
+
+class Reception:
+    """Used by the owner's thread.
+
+    Args:
+        store: keeps profiles.
+        registry: who is there.
+        exchange: the way back to agents.
+        watchers: who follows a run.
+        log: takes lines for people.
+        knows: whether there is a run of that name.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        exchange: Exchange,
+        watchers: Watchers,
+        log: Callable[[str], None],
+        knows: Callable[[str], bool],
+    ) -> None:
+        self._store, self._registry, self._exchange, self._watchers = store, registry, exchange, watchers
+        self._log, self._knows = log, knows
+
+    def hear(self, agent: str, message: AgentMessage) -> AgentOnline | AgentOffline | Heard | None:
+        """Take in a message; what runs should know of it, if anything."""
+        match message:
+            case Presence():
+                return self._presence(agent, message)
+            case Profile():
+                return self._profile(agent, message)
+            case Progress():
+                said = message.model_dump(exclude={"run", "type"})
+                self._watchers.say(message.run, {"event": "progress", "agent": agent} | said)
+                return None
+            case BlobMissing():
+                return None
+            case _ if not self._knows(message.run):
+                self._unknown_run(agent, message)
+                return None
+            case _:
+                return Heard(agent, message)
+
+    def _presence(self, agent: str, message: Presence) -> AgentOnline | AgentOffline | None:
+        match self._registry.presence(agent, message):
+            case LetIn(session, news):
+                self._log(f"agent {agent} is online")
+                self._exchange.send(agent, Welcome(session=session))
+                return news
+            case Turned(session, reason, first):
+                self._exchange.send(agent, TurnedAway(session=session, reason=reason))
+                if first:
+                    self._log(f"turned away: {reason}")
+                return None
+            case AgentOffline() as news:
+                self._log(f"agent {agent} is offline")
+                return news
+            case None:
+                return None
+
+    def _profile(self, agent: str, message: Profile) -> AgentOnline | None:
+        if message.profile.agent != agent:
+            self._log(f"refused a profile of {message.profile.agent!r} that agent {agent} sent")
+            return None
+        self._store.save_profile(message.profile)
+        return self._registry.profile(agent, message.profile)
+
+    def _unknown_run(self, agent: str, message: Survey | Scored | Evaluated | Trained | Refused | Failed) -> None:
+        """A report of a run that this coordinator never had: its agent need not hold on to it."""
+        reason = f"this coordinator knows no run {message.run}"
+        self._log(f"agent {agent} reports of a run that is not known here: {message.run}")
+        if isinstance(message, Trained):
+            sha256, round_ = message.update.sha256, message.round
+            self._exchange.send(agent, Ack(run=message.run, round=round_, sha256=sha256, accepted=False, reason=reason))
+        self._exchange.send(agent, EndTask(run=message.run, reason=reason))

@@ -1,0 +1,76 @@
+"""The lines of the runs' records, on their way from the store into the files: each exactly once, and in order.
+
+Owns their numbers. A line is stored together with the step that it tells of; it is appended to its file afterwards,
+many at a time, and forgotten by the store once the file is synced. After a kill in between, the number of the file's
+last whole line says which lines are in it.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from fedpipe_coordinator.records import AUDIT, ROUNDS, RunFolder
+from fedpipe_coordinator.run_events import Note
+from fedpipe_coordinator.store import Line, Store
+
+_KEYS = {AUDIT: "number", ROUNDS: "round"}
+
+
+class RecordTrail:
+    """Lines of all runs. Used by one thread.
+
+    Args:
+        store: where lines wait.
+        folder: a run's folder.
+        clock: the time that lines are stamped with, with its zone.
+    """
+
+    def __init__(self, store: Store, folder: Callable[[str], RunFolder], clock: Callable[[], datetime]) -> None:
+        self._store, self._folder, self._clock = store, folder, clock
+        self._waiting: dict[str, list[Line]] = {}
+        self._last: dict[str, int] = {}
+
+    def open(self, run: str) -> None:
+        """Take up the lines of a run that an earlier process did not write out, or could not."""
+        folder = self._folder(run)
+        written = {file: folder.last_number(file, key) for file, key in _KEYS.items()}
+        left = self._store.lines(run)
+        self._waiting[run] = [line for line in left if line.number > written[line.file]]
+        self._last[run] = max([written[AUDIT], *(line.number for line in left if line.file == AUDIT)])
+
+    def note(self, run: str, note: Note) -> Line:
+        """The next line of a run's audit record; it counts once it is stored."""
+        self._last[run] = number = self._last.get(run, 0) + 1
+        stamp = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
+        line = {"number": number, "time": stamp, "kind": note.kind, "round": note.round, "agent": note.agent}
+        line |= {"text": note.text} | ({"data": note.data} if note.data else {})
+        return Line(AUDIT, number, json.dumps(line, ensure_ascii=False))
+
+    def round(self, record: dict[str, Any]) -> Line:
+        """The line of a round that is complete; stored twice it is kept once."""
+        return Line(ROUNDS, int(record["round"]), json.dumps(record, ensure_ascii=False))
+
+    def stored(self, run: str, lines: list[Line]) -> None:
+        """These lines are in the store, and wait for `write_out`."""
+        self._waiting.setdefault(run, []).extend(lines)
+
+    def waiting(self) -> list[str]:
+        """Runs with lines that are not in their files."""
+        return [run for run, lines in self._waiting.items() if lines]
+
+    def write_out(self, run: str) -> bool:
+        """Append what waits to the run's files, synced; whether a round was among it.
+
+        Raises:
+            RecordError: if the folder does not take it; nothing is lost.
+            StoreError: if the store cannot be written.
+        """
+        lines, folder = self._waiting.get(run, []), self._folder(run)
+        for file in _KEYS:
+            new = [line for line in lines if line.file == file]
+            if new:
+                folder.append(file, [line.text for line in new])
+                self._waiting[run] = [line for line in self._waiting[run] if line.file != file]
+                self._store.forget_lines(run, file, new[-1].number)
+        return any(line.file == ROUNDS for line in lines)

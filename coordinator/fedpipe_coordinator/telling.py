@@ -1,0 +1,32 @@
+"""What an agent is told of its update, and how it is remembered what was told.
+
+Part of the pure machine of `run_machine.py`.
+"""
+
+from fedpipe_coordinator.run_events import Send
+from fedpipe_coordinator.run_state import Member
+from fedpipe_coordinator.step import Step
+from fedpipe_wire.messages import Ack, Trained
+
+REMEMBERED_UPDATES = 4
+"""An update that is offered again after its round must not be called not taken."""
+
+
+def acknowledge(work: Step, agent: str, round_: int, sha256: str) -> None:
+    """Tell an agent that its update is kept durably."""
+    work.do(Send(agent, Ack(run=work.state.run, round=round_, sha256=sha256, accepted=True)))
+
+
+def decline(work: Step, agent: str, trained: Trained, reason: str) -> None:
+    """Tell an agent that its update will never be taken."""
+    ack = Ack(
+        run=work.state.run, round=trained.round, sha256=trained.update.sha256, accepted=False, reason=reason[:1000]
+    )
+    work.do(Send(agent, ack))
+
+
+def remember(member: Member, sha256: str) -> Member:
+    """The same entry, with an update among those that were taken."""
+    if sha256 in member.taken:
+        return member
+    return member.model_copy(update={"taken": (*member.taken, sha256)[-REMEMBERED_UPDATES:]})

@@ -66,7 +66,7 @@ def drop_the_lost(work: Step) -> None:
 
 def on_surveyed(work: Step, member: Member, survey: Survey) -> None:
     """An agent says what it holds; one that cannot belong to this run is told why."""
-    if member.survey is not None:
+    if member.survey is not None or member.standing == "refused":  # who was left out was told why, once
         return
     labels = work.state.job.data.labels or (work.state.labels if work.state.phase != "surveying" else ())
     unknown = sorted(set(survey.labels) - set(labels)) if labels else []

@@ -75,6 +75,13 @@ def test_texts_of_agents_are_shown_as_plain_text() -> None:
         assert output.count("y") < 10_000
 
 
+def test_who_was_turned_away_stands_below_the_agents() -> None:
+    profile = device("a").model_dump(mode="json")
+    output = _text(agents_table({"a": {"online": True, "profile": profile, "turned_away": [f"session 1 {HOSTILE}"]}}))
+    assert "turned away: session 1" in output
+    assert not set("\x1b\x00\u202e\u2028") & set(output)
+
+
 def test_plain_bounds_and_cleans() -> None:
     assert plain("a\tb\r\nc\x7f") == "a b  c "
     assert plain("x" * 601) == "x" * 600 + "..."

@@ -39,7 +39,7 @@ from fedpipe_wire.messages import (
     encode,
 )
 from fedpipe_wire.topics import Topics
-from fedpipe_wire.transport import Connected, Delivered, Received, Transport
+from fedpipe_wire.transport import Connected, Delivered, Event, Received, Transport
 
 AGENT = "a"
 TOPICS = Topics("f")
@@ -136,6 +136,8 @@ class Desk:
                     self.receiver.on_connected(resumed=resumed)
                     while self.unsaid and self.transport.connected:
                         self.say(self.unsaid.popleft())
+                case _:
+                    pass
             self._transfers()
         now = self.clock()
         self.sender.tick(now)
@@ -143,7 +145,7 @@ class Desk:
         self._transfers()
         return moved
 
-    def _events(self) -> Iterator[Any]:
+    def _events(self) -> Iterator[Event]:
         while True:
             try:
                 yield self.transport.events.get_nowait()

@@ -3,24 +3,24 @@
 Everything that this process asks the time of is moved before the agent is imported; the monotonic clock is not.
 """
 
-import datetime
+import datetime as dt
 import sys
 import time
 
 SKEW_S = float(sys.argv.pop(1)) * 86_400
-_time, _datetime = time.time, datetime.datetime
+_time = time.time
 
 
-class Skewed(_datetime):
+class Skewed(dt.datetime):
     """The class `datetime` of a machine whose clock is wrong."""
 
     @classmethod
-    def now(cls, tz: datetime.tzinfo | None = None) -> "Skewed":
-        return cls.fromtimestamp(time.time(), tz)
+    def now(cls, tz: dt.tzinfo | None = None) -> "Skewed":
+        return cls.fromtimestamp(_time() + SKEW_S, tz)
 
 
 time.time = lambda: _time() + SKEW_S
-datetime.datetime = Skewed  # type: ignore[misc]  # the point of this program
+dt.datetime = Skewed  # type: ignore[misc]  # the point of this program
 
 from fedpipe_agent.cli import main  # noqa: E402 - the clocks must be wrong before
 

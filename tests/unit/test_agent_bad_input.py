@@ -194,7 +194,8 @@ def test_an_adapter_that_has_no_room_is_a_failed_round_and_with_room_the_next_tr
 
 def _at_training(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do something once, when the trainer is asked to train."""
-    ask, done = TrainerSeat.ask, []
+    ask = TrainerSeat.ask
+    done: list[object] = []
 
     def hooked(seat: TrainerSeat, request: Request) -> None:
         if isinstance(request, TrainRequest) and not done:

@@ -31,6 +31,7 @@ from fedpipe_agent.agent_events import (
     TrainerEnded,
     TransferFailed,
     UpdateShelved,
+    Welcomed,
 )
 from fedpipe_agent.handing import MIN_TRAINING_S
 from fedpipe_agent.memory import Memory
@@ -432,3 +433,82 @@ def test_an_adapter_that_comes_twice_or_is_another_is_used_once() -> None:
     assert agent.adapter(ref(name_of("other"))) == ()
     assert asked(agent.adapter()) == ["train"]
     assert agent.adapter() == ()
+
+
+# --- kills ------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_that_was_in_hand_is_begun_again_in_the_time_that_is_left() -> None:
+    agent = _training().restarted(after_s=30.0)
+    assert agent.actions == []
+    actions = agent(Welcomed())
+    assert FetchAdapter(ADAPTER) in actions
+    agent.adapter()
+    (request,) = [ask.request for ask in agent.all(Ask) if isinstance(ask.request, TrainRequest)]
+    assert request.budget_s <= 70.0
+    assert isinstance(agent.work()[-1], Trained)
+
+
+@pytest.mark.parametrize("task", [survey_task(), score_task(), evaluate_task()])
+def test_every_other_task_that_was_in_hand_is_begun_again(task: Any) -> None:
+    agent = DriveAgent()
+    agent.task(task)
+    agent.adapter()
+    calm, again = agent.work(), DriveAgent()
+    again.task(task)
+    again = again.restarted()
+    again(Welcomed())
+    again.adapter()
+    assert again.work() == calm
+
+
+@pytest.mark.parametrize("in_hand", [True, False])
+def test_a_training_whose_time_is_over_after_a_restart_is_said_to_be_lost_by_it(in_hand: bool) -> None:  # noqa: FBT001 - pytest's parameter
+    agent = DriveAgent()
+    agent.task(train_task())
+    if in_hand:
+        agent.adapter()
+    agent = agent.restarted(after_s=99.0)
+    (failed,) = said(agent(Welcomed()))
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.round) == ("time", 1)
+    assert "are left of 100 s after the agent was restarted" in failed.message
+    assert said(agent.task(train_task())) == (failed,)
+
+
+def test_a_restart_with_other_settings_refuses_what_they_forbid() -> None:
+    agent = _training().restarted()
+    agent.state = replace(agent.state, setup=setup(datasets={}))
+    (refused,) = said(agent(Welcomed()))
+    assert isinstance(refused, Refused)
+    assert "no dataset 'words' here" in refused.reason
+    assert agent.state.task is None
+
+
+def test_updates_of_several_rounds_wait_in_the_outbox_and_each_is_settled_by_itself() -> None:
+    agent = _training()
+    agent.work()
+    agent.task(train_task(2))
+    agent.adapter()
+    agent.work()
+    first, second = agent.state.memory.outbox
+    assert (first.round, second.round) == (1, 2)
+    agent = agent.restarted()
+    agent.keep(agent(Welcomed()))
+    assert [message for message in said(agent.actions) if isinstance(message, Trained)] == [first, second]
+    agent(_ack(first.update.sha256, accepted=False))
+    assert agent.state.memory.outbox == (second,)
+    assert agent.all(DropUpdate) == [DropUpdate(first.update.sha256)]
+    assert agent.state.stage == "offered"
+    agent.task(end_task())
+    assert not agent.state.memory.outbox
+
+
+def test_an_update_of_a_run_that_is_not_worked_on_ends_with_its_run() -> None:
+    agent = _training()
+    agent.work()
+    update = agent.update().sha256
+    agent.task(survey_task("other-1"))
+    assert asked(agent.task(end_task())) == []
+    assert agent.all(DropUpdate) == [DropUpdate(update)]
+    assert agent.state.in_hand

@@ -117,6 +117,21 @@ def test_a_cut_of_a_minute_repeats_no_more_than_a_window(simulate: Simulate, tmp
     assert len(simulation.sent) <= 100 + SMALL.window
 
 
+def test_a_broker_that_comes_back_empty_is_not_waited_for(simulate: Simulate, tmp_path: Path) -> None:
+    simulation = simulate(tmp_path, SMALL)
+    ref, data = simulation.blob(10_000)
+    simulation.sender.offer(ref)
+    simulation.receivers["coordinator"].expect(ref, AGENT)
+    simulation.run(lambda: len(simulation.sent) >= 50)
+    begin = simulation.clock.now
+    simulation.lose_broker()
+    simulation.run(lambda: bool(arrived(simulation)))
+    assert simulation.received("coordinator", ref) == data
+    # What it had acknowledged a moment ago is asked for and sent again at once.
+    assert simulation.clock.now - begin < SMALL.settle_s
+    assert len(simulation.sent) <= 100 + SMALL.ask_chunks
+
+
 def test_a_corrupted_chunk_is_found_and_fetched_again(simulate: Simulate, tmp_path: Path) -> None:
     simulation = simulate(tmp_path, SMALL, Faults(corrupted=1.0))
     ref, data = simulation.blob(1_000)

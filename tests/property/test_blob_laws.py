@@ -219,7 +219,7 @@ def ends(crossing: Simulation, name: str) -> list[BlobArrived | BlobFailed]:
     return [outcome for told, outcome in crossing.outcomes if told == name]
 
 
-@settings(max_examples=40)
+@settings(max_examples=60, deadline=None)
 @given(size=SIZES, harms=HARMS)
 def test_what_is_sent_twice_is_explained_by_what_broke(size: int, harms: list[tuple[str, int]]) -> None:
     with simulation() as crossing:
@@ -233,11 +233,13 @@ def test_what_is_sent_twice_is_explained_by_what_broke(size: int, harms: list[tu
         crossing.run()
         assert {type(outcome) for outcome in ends(crossing, "coordinator")} == {BlobArrived}
         assert crossing.received("coordinator", ref) == data
-        lost = {"sender dies": SMALL.ask_chunks, "receiver dies": 0, "broker empty": SMALL.ask_chunks, "cut": 0}
-        assert len(crossing.sent) <= chunk_count(ref) + sum(lost[what] for what, _ in harms)
+        # A cut costs nothing here: what was on the line is the session's to send again, at most a window. Whoever
+        # forgets, forgets at most what was asked for; a receiver's old request may meet its new one after a cut.
+        forgotten = sum(what != "cut" for what, _ in harms)
+        assert len(crossing.sent) <= chunk_count(ref) + forgotten * SMALL.ask_chunks
 
 
-@settings(max_examples=40)
+@settings(max_examples=60, deadline=None)
 @given(
     size=SIZES,
     harms=HARMS,
@@ -276,7 +278,7 @@ def test_every_receiver_ends_with_the_bytes_or_with_a_reason(
         assert len(crossing.sent) <= most * chunk_count(ref)
 
 
-@settings(max_examples=40)
+@settings(max_examples=60, deadline=None)
 @given(
     order=st.lists(st.tuples(st.sampled_from(["one", "two", "liar"]), st.integers(0, 7)), max_size=80),
     ticks=st.lists(st.floats(0.0, 15.0), min_size=80, max_size=80),

@@ -92,6 +92,8 @@ def test_the_owner_goes_on_while_the_disk_works(owner: Owner, disk: Disk) -> Non
     assert owner.receiver.tick(owner.now) is None
     assert [type(outcome).__name__ for outcome in owner.receiver.take()] == ["BlobWanted"]
     disk.go_on.set()
+    assert owner.woken.wait(PATIENCE_S)
+    owner.receive(owner.ref, bytes(950))  # also when the worker is done and the owner does not know yet
     told = owner.wait()
     assert {(type(outcome), outcome.source) for outcome in told} == {(BlobArrived, "one"), (BlobArrived, "two")}
     assert owner.store.path(owner.ref.sha256).read_bytes() == DATA

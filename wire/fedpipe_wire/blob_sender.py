@@ -138,10 +138,10 @@ class BlobSender:
 
     def on_connected(self, *, resumed: bool) -> None:
         """The session is up again; unless `resumed`, the broker may have lost what it acknowledged."""
-        if not resumed:
-            for stream in self._streams.values():
+        for stream in self._streams.values():
+            if not resumed:
                 stream.asked.clear()
-                self._step(stream, blobs.StateLost())
+            self._step(stream, blobs.Resumed() if resumed else blobs.StateLost())
 
     def spend(self, size: int) -> None:
         """The owner sends `size` bytes of something else: they count against the pace."""

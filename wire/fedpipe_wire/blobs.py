@@ -141,20 +141,26 @@ class StateLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """The session is up again, and with it come the requests that waited: the time without it does not count."""
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Publish this chunk."""
 
     index: int
 
 
-SenderEvent = Asked | Dropped | SlotFree | NotTaken | Acknowledged | StateLost
+SenderEvent = Asked | Dropped | SlotFree | NotTaken | Acknowledged | StateLost | Resumed
 
 
 def step_sender(
     state: Sending, event: SenderEvent, now: float, settings: BlobSettings
 ) -> tuple[Sending, tuple[Send, ...]]:
     """The sender's next state, and the chunks to publish now."""
-    state = _turn(state, now, settings.settle_s)
+    if not isinstance(event, Resumed):
+        state = _turn(state, now, settings.settle_s)
     match event:
         case Asked(bits):
             news = bits & ~(state.in_flight | state.recent | state.older)
@@ -175,6 +181,8 @@ def step_sender(
             return replace(state, recent=state.recent | bit, in_flight=state.in_flight & ~bit), ()
         case StateLost():
             return replace(state, recent=0, older=0), ()
+        case Resumed():
+            return replace(state, turned_at=now), ()
 
 
 def _turn(state: Sending, now: float, settle_s: float) -> Sending:

@@ -112,7 +112,7 @@ class Atlas:
         return found
 
     def again(self, trial: Trial, seed: int) -> list[Trial]:
-        """Other ways to a hook that was not reached: its first passing, a restart, the very first start, the broker's."""
+        """Other ways to a hook that was not reached: its first passing, a restart, a first start, the broker's."""
         kill, draw = trial.kills[-1], random.Random(f"again/{seed}/{trial.name}")
         if kill.broker:
             return []

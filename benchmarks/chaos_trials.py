@@ -112,15 +112,16 @@ class Atlas:
         return found
 
     def again(self, trial: Trial, seed: int) -> list[Trial]:
-        """Other ways to a hook that was not reached: a restart of its process, of the broker, the very first start."""
+        """Other ways to a hook that was not reached: its first passing, a restart, a first start, the broker's."""
         kill, draw = trial.kills[-1], random.Random(f"again/{seed}/{trial.name}")
         if kill.broker:
             return []
         target, first = Kill(kill.label, kill.hook), self._first("coordinator-coordinator", draw)
         return [
+            *([Trial((target,), trial.hits)] if kill.nth > 1 else []),
             Trial((self._first(kill.label, draw), target), trial.hits),
-            Trial((Kill(first.label, first.hook, first.nth, broker=True), target), trial.hits),
             Trial((target,), trial.hits, fresh=True),
+            Trial((Kill(first.label, first.hook, first.nth, broker=True), target), trial.hits),
         ]
 
     def _reach(self, hook: str, draw: random.Random) -> Trial:

@@ -166,8 +166,8 @@ class Yard:
             return
         if self._broker_pid() is not None:
             self._broker_seen = time.monotonic()
-        elif time.monotonic() - self._broker_seen > BROKER_PATIENCE_S:
-            self._start_broker()
+        elif time.monotonic() - self._broker_seen > BROKER_PATIENCE_S and self.fleet.answers():
+            self._start_broker()  # a coordinator that answers has started its own, and lost it
 
     def _broker_pid(self) -> int | None:
         if self._broker is not None and self._broker.poll() is None:

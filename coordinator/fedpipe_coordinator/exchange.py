@@ -115,11 +115,12 @@ class Exchange:
 
     def forget_all(self, keep: set[str]) -> None:
         """Remove all blobs but these, whole or in part; what is being received stays."""
-        partial = {path.stem for path in self._blobs.folder.iterdir() if path.suffix in (".part", ".map")}
-        for sha256 in sorted({*self._blobs.names(), *partial} - keep):
-            if not self._receiver.expecting(sha256):
-                self._sender.withdraw(sha256)
-                self._blobs.remove(sha256)
+        for sha256 in set(self._blobs.names()) - keep:
+            self._sender.withdraw(sha256)
+        try:
+            self._blobs.collect(keep)
+        except (BlobError, OSError) as error:
+            self._log(f"old blobs stay: {error}")
 
     def _publish(self, topic: str, message: CoordinatorMessage, *, retain: bool) -> None:
         outside = envelope.Envelope(SCHEMA_VERSION, uuid.uuid4().hex, self._next_counter())

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedpipe_agent.state_folder import COUNTER_BLOCK, InUseError, StateFolder, StateFolderError
+from fedpipe_agent.errors import InUseError, StateFolderError
+from fedpipe_agent.state_folder import COUNTER_BLOCK, StateFolder
 
 _HOLD = """
 import sys
 from pathlib import Path
-from fedpipe_agent.state_folder import StateFolder
+from fedpipe_agent.errors import InUseError, StateFolderError
+from fedpipe_agent.state_folder import COUNTER_BLOCK, StateFolder
 with StateFolder(Path(sys.argv[1])) as folder:
     print(folder.next_counter(), flush=True)
     sys.stdin.read()

@@ -209,7 +209,7 @@ class Yard:
                 return self.fleet.submit(self._job_file)
             except FleetError:
                 # killed while it took the job: it may have been kept
-                self.fleet.revive()
+                self._revive()
                 time.sleep(0.1)
             status = self.fleet.ask({"op": "status"}).get("runs", [])
             new = [each["run"] for each in status if each["run"] not in known]

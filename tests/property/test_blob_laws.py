@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from blob_simulation import AGENT, Faults, Simulation
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedpipe_wire.blob_bits import (
@@ -221,6 +221,7 @@ def ends(crossing: Simulation, name: str) -> list[BlobArrived | BlobFailed]:
 
 @settings(max_examples=60, deadline=None)
 @given(size=SIZES, harms=HARMS)
+@example(size=301, harms=[("cut", 1), ("cut", 1)])  # a request that met the second cut on its way
 def test_what_is_sent_twice_is_explained_by_what_broke(size: int, harms: list[tuple[str, int]]) -> None:
     with simulation() as crossing:
         ref, data = crossing.blob(size)

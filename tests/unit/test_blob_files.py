@@ -294,33 +294,24 @@ def test_room_that_another_transfer_will_need_is_taken(tmp_path: Path, ref: Blob
 
 
 def test_what_nobody_needs_is_collected(store: BlobStore, ref: BlobRef) -> None:
-    kept, added, old = (store.add_bytes(bytes((number,))).sha256 for number in range(3))
-    store.collect({kept, old})  # from now on they are not new
+    kept, old = (store.add_bytes(bytes((number,))).sha256 for number in range(2))
     store.open_partial(other_ref(1)).close()
-    arriving, used, fresh = store.open_partial(ref), store.open_partial(other_ref(2)), store.add_bytes(b"fresh").sha256
+    arriving, used = store.open_partial(ref), store.open_partial(other_ref(2))
     used.close()
     store.in_use = lambda: {used.ref.sha256}
     (store.folder / ("e" * 64 + ".map")).write_bytes(b"left")
     (store.folder / "notes.txt").write_text("somebody's")
     assert store.collect({kept}) == 4  # the old one, a partial blob's two files, and the map that was left
-    assert store.names() == sorted((kept, added, fresh))
+    assert store.names() == [kept]
     assert {path.name for path in store.folder.iterdir()} == {
-        *(kept, added, fresh, "notes.txt"),
+        *(kept, "notes.txt"),
         *(f"{name}.{end}" for name in (ref.sha256, used.ref.sha256) for end in ("part", "map")),
     }
     arriving.close()
     store.in_use = set
-    assert BlobStore(store.folder).collect({kept}) == 6
+    assert store.has(old) is False
+    assert BlobStore(store.folder).collect({kept}) == 4
     assert store.names() == [kept]
-
-
-def test_what_was_added_stays_until_it_was_kept_once(store: BlobStore) -> None:
-    sha256 = store.add_bytes(b"new").sha256
-    store.collect(())
-    assert store.has(sha256)
-    store.collect({sha256})
-    store.collect(())
-    assert not store.has(sha256)
 
 
 # --- disks that are full or read-only ---------------------------------------------------------------------------

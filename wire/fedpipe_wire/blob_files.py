@@ -62,7 +62,6 @@ class BlobStore:
         self._free_bytes, self._reserve_bytes = free_bytes, reserve_bytes
         self._boot = boot_name() if boot is None else boot
         self._partials: dict[str, PartialBlob] = {}
-        self._added: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -121,7 +120,6 @@ class BlobStore:
                 with path.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                     os.fsync(file.fileno())
-                self._added.add(sha256)
                 path.replace(self.path(sha256))
                 sync_folder(self.folder)
                 return self.ref(sha256)
@@ -155,22 +153,20 @@ class BlobStore:
             BlobError: if the disk does not let it go.
         """
         path = self.path(sha256)
-        self._added.discard(sha256)
         for each in (path, path.with_suffix(".part"), path.with_suffix(".map")):
             self._unlink(each)
 
     def collect(self, keep: Collection[str]) -> int:
         """Remove whole blobs, partial ones and leftovers that nobody needs; how many files went.
 
-        Beside those in `keep` stays what is arriving or in use, and what this process has added and no `keep` has
-        named yet: whoever added it is about to say so.
+        Beside those in `keep` stays what is arriving or in use. Whoever adds one in another thread must see to it that
+        nobody collects before it is named.
 
         Raises:
             BlobError: if the disk does not let one go.
         """
         arriving = {name for name, partial in self._partials.items() if not partial.closed}
-        self._added -= set(keep)
-        kept = {*keep, *self.in_use(), *arriving, *self._added}
+        kept = {*keep, *self.in_use(), *arriving}
         removed = 0
         for path in sorted(self.folder.iterdir()):
             if path.stem not in kept and _OURS.fullmatch(path.name):
@@ -223,7 +219,6 @@ class BlobStore:
                     file.write(block)
                 file.flush()
                 os.fsync(file.fileno())
-            self._added.add(digest.hexdigest())
             new.replace(self.path(digest.hexdigest()))
             sync_folder(self.folder)
         except OSError as error:

@@ -67,7 +67,8 @@ def test_a_kill_changes_nothing(recorded: tuple[Yard, Atlas, Evidence], pattern:
 def test_a_process_that_is_killed_twice_changes_nothing(recorded: tuple[Yard, Atlas, Evidence]) -> None:
     """While it works, and while it starts again."""
     yard, atlas, expected = recorded
-    trial = next(trial for trial in atlas.walk(0, "coordinator:sql-*") if len(trial.kills) == 2)
+    trial = atlas.walk(0, "coordinator:write@coordinator.broker.write_config*")[0]
+    assert len(trial.kills) == 2
     outcome = yard.run(trial)
     assert problems_of(outcome.evidence, expected) + outcome.problems == [], yard.state()
     assert outcome.fired == len(trial.kills)

@@ -22,7 +22,7 @@ JOB = JobSize(model_name(8, 64, 64), ROUNDS, 4, AGENTS, deadline_s=40.0)
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Yard, Atlas, Evidence]]:
     """A fleet that has done one undisturbed run."""
     mosquitto_or_skip()
-    with Yard(tmp_path_factory.mktemp("yard"), JOB, Trial(()), restart_broker=True) as yard:
+    with Yard(tmp_path_factory.mktemp("yard"), JOB, Trial(()), restart_broker=False) as yard:
         start = yard.hits()
         outcome = yard.run(Trial(()))
         assert problems_of(outcome.evidence, outcome.evidence) == []

@@ -65,6 +65,16 @@ def test_a_file_is_copied_or_moved(store: BlobStore, ref: BlobRef, tmp_path: Pat
     assert store.path(ref.sha256).read_bytes() == DATA
 
 
+def test_a_file_whose_writer_knows_its_hash_is_not_read_again(store: BlobStore, ref: BlobRef, tmp_path: Path) -> None:
+    source = tmp_path / "adapter.safetensors"
+    source.write_bytes(DATA)
+    named = store.add_file(source, move=True, sha256="a" * 64)
+    assert (named.sha256, named.size) == ("a" * 64, ref.size)
+    assert not source.exists()
+    with pytest.raises(BlobError, match="64 lower-case hexadecimal"):
+        store.add_file(store.path("a" * 64), move=True, sha256="../blob")
+
+
 @pytest.mark.parametrize("name", ["", "x" * 64, "../" + "a" * 61, "A" * 64, "a" * 63])
 def test_a_name_that_is_no_hash_never_becomes_a_path(store: BlobStore, name: str) -> None:
     for use in (store.path, store.has, store.ref, store.remove):

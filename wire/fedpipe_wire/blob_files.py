@@ -107,8 +107,10 @@ class BlobStore:
         """
         return self.ref(self._add(iter((data,)), len(data)))
 
-    def add_file(self, path: Path, *, move: bool = False) -> BlobRef:
+    def add_file(self, path: Path, *, move: bool = False, sha256: str | None = None) -> BlobRef:
         """Keep a file's bytes durably under the name of their content. `move` takes the file itself where it can.
+
+        `sha256` is what its writer found while it wrote and synced it: such a file is moved without being read again.
 
         Raises:
             BlobError: if it is empty, too large or unreadable, or the disk does not take it.
@@ -117,9 +119,7 @@ class BlobStore:
             size = path.stat().st_size
             if move and size and path.stat().st_dev == self.folder.stat().st_dev:
                 self._check_total(size, str(path))
-                with path.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                    os.fsync(file.fileno())
+                sha256 = sha256 or _synced_digest(path)
                 path.replace(self.path(sha256))
                 sync_folder(self.folder)
                 return self.ref(sha256)
@@ -236,3 +236,11 @@ class BlobStore:
     def _check_total(self, size: int, what: str) -> None:
         if not 0 < size <= self.max_bytes:
             raise BlobError(f"{what} has {size} bytes, 1 to {self.max_bytes} are taken")
+
+
+def _synced_digest(path: Path) -> str:
+    """The hash of a file's bytes, which are durable when it returns; raises OSError."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest

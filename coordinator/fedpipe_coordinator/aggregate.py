@@ -54,8 +54,8 @@ __all__ = [
     "aggregate_weight",
 ]
 
-MAX_THREADS = 4
-"""More weights at once bring little, for one thread writes; and each takes its memory."""
+MAX_THREADS = 3
+"""More at once bring little, for one thread writes; and each takes some 40 MiB at the size of a 7B model's weights."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ class DiskWorker:
         self._wake = wake
         self._pool = None if wake is None else ThreadPoolExecutor(max_workers=1, thread_name_prefix="blobs")
         self._endings: deque[tuple[Future[Any], Callable[[], None]]] = deque()
+        self._closed = False
 
     def submit(self, job: Callable[[], T], ending: Callable[[Callable[[], T]], None]) -> None:
         """Do a job; its ending is given a function that returns what the job returned or raises what it raised."""
@@ -34,6 +35,13 @@ class DiskWorker:
         self._endings.append((future, partial(ending, future.result)))
         future.add_done_callback(self._done)
 
+    def spare(self, job: Callable[[], None]) -> None:
+        """Do a job that nobody waits for and that raises nothing; one that is not begun at `close` is never done."""
+        if self._pool is None:
+            job()
+        elif not self._closed:
+            self._pool.submit(job)
+
     def settle(self) -> None:
         """Run the endings of the jobs that are done."""
         while self._endings and self._endings[0][0].done():
@@ -42,6 +50,7 @@ class DiskWorker:
 
     def close(self) -> None:
         """Wait for the job under way and forget the others; no ending is run any more."""
+        self._closed = True
         if self._pool is not None:
             self._wake = None
             self._pool.shutdown(wait=True, cancel_futures=True)

@@ -212,14 +212,18 @@ class BlobStore:
         """
         free, needed = self._free_bytes(self.folder), needed_bytes + self._reserve_bytes
         if free < needed and self._gone:
-            for path in list(self._gone):
-                self._free(path)
+            self.free_removed()
             free = self._free_bytes(self.folder)
         if free < needed:
             raise BlobDiskError(
                 f"{what} needs {needed} bytes ({self._reserve_bytes} of them in reserve), {free} are free in "
                 f"{self.folder}: make room or move the folder"
             )
+
+    def free_removed(self) -> None:
+        """Free now what `later` would have freed."""
+        for path in list(self._gone):
+            self._free(path)
 
     def _add(self, blocks: Iterator[bytes], size: int) -> str:
         self._check_total(size, "blob")

@@ -156,6 +156,8 @@ class BlobReceiver:
     def close(self) -> None:
         """Let go of all files; a later process goes on from them."""
         self._worker.close()
+        self._store.later = None
+        self._store.free_removed()
         for transfer in self._transfers.values():
             transfer.partial.close()
         self._transfers.clear()

@@ -24,7 +24,6 @@ class DiskWorker:
         self._wake = wake
         self._pool = None if wake is None else ThreadPoolExecutor(max_workers=1, thread_name_prefix="blobs")
         self._endings: deque[tuple[Future[Any], Callable[[], None]]] = deque()
-        self._closed = False
 
     def submit(self, job: Callable[[], T], ending: Callable[[Callable[[], T]], None]) -> None:
         """Do a job; its ending is given a function that returns what the job returned or raises what it raised."""
@@ -36,10 +35,10 @@ class DiskWorker:
         future.add_done_callback(self._done)
 
     def spare(self, job: Callable[[], None]) -> None:
-        """Do a job that nobody waits for and that raises nothing; one that is not begun at `close` is never done."""
+        """Do a job that nobody waits for and that raises nothing; one that is not begun at `close` is forgotten."""
         if self._pool is None:
             job()
-        elif not self._closed:
+        else:
             self._pool.submit(job)
 
     def settle(self) -> None:
@@ -50,7 +49,6 @@ class DiskWorker:
 
     def close(self) -> None:
         """Wait for the job under way and forget the others; no ending is run any more."""
-        self._closed = True
         if self._pool is not None:
             self._wake = None
             self._pool.shutdown(wait=True, cancel_futures=True)

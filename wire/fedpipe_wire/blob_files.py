@@ -4,13 +4,16 @@ Owns one folder and the space in it. No blob is ever held in memory. What is sti
 One thread uses a store; only `add_bytes`, `add_file` and what reads may be called from others.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator
+from functools import partial as bound
 from pathlib import Path
 
 from fedpipe_wire.blob_bits import BlobDiskError, BlobError, check_size
@@ -21,6 +24,8 @@ from fedpipe_wire.messages import BlobRef
 RESERVE_BYTES = 64 << 20
 _NAME = re.compile(r"[0-9a-f]{64}")
 _OURS = re.compile(r"[0-9a-f]{64}(\.part|\.map)?")
+_GONE = ".gone"
+"""How names of files end that were removed and still take room."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -45,6 +50,8 @@ class BlobStore:
 
     Attributes:
         in_use: blobs that somebody is at work on, and that `collect` leaves alone; its user sets it.
+        later: does something soon in another thread; its user sets it. A removed file then only loses its name at once,
+            and its space later, for that takes milliseconds; room that is lacking is made at once. None: all at once.
     """
 
     def __init__(
@@ -59,15 +66,19 @@ class BlobStore:
     ) -> None:
         self.folder, self.max_bytes, self.chunk_bytes = folder, max_bytes, chunk_bytes
         self.in_use: Callable[[], Collection[str]] = tuple
+        self.later: Callable[[Callable[[], None]], None] | None = None
         self._free_bytes, self._reserve_bytes = free_bytes, reserve_bytes
         self._boot = boot_name() if boot is None else boot
         self._partials: dict[str, PartialBlob] = {}
+        self._gone: dict[Path, None] = {}
+        self._freeing = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BlobDiskError(f"cannot make the folder {folder} for blobs: {error.strerror}") from None
-        for left in folder.glob("*.new"):  # of one that was killed
-            left.unlink(missing_ok=True)
+        for ending in ("*.new", f"*{_GONE}"):  # of one that was killed
+            for left in folder.glob(ending):
+                left.unlink(missing_ok=True)
 
     def path(self, sha256: str) -> Path:
         """Where a whole blob lies, or would lie.
@@ -107,8 +118,10 @@ class BlobStore:
         """
         return self.ref(self._add(iter((data,)), len(data)))
 
-    def add_file(self, path: Path, *, move: bool = False) -> BlobRef:
+    def add_file(self, path: Path, *, move: bool = False, sha256: str | None = None) -> BlobRef:
         """Keep a file's bytes durably under the name of their content. `move` takes the file itself where it can.
+
+        `sha256` is what its writer found while it wrote and synced it: such a file is moved without being read again.
 
         Raises:
             BlobError: if it is empty, too large or unreadable, or the disk does not take it.
@@ -117,9 +130,7 @@ class BlobStore:
             size = path.stat().st_size
             if move and size and path.stat().st_dev == self.folder.stat().st_dev:
                 self._check_total(size, str(path))
-                with path.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                    os.fsync(file.fileno())
+                sha256 = sha256 or _synced_digest(path)
                 path.replace(self.path(sha256))
                 sync_folder(self.folder)
                 return self.ref(sha256)
@@ -200,11 +211,19 @@ class BlobStore:
             BlobDiskError: naming what is needed and what is free.
         """
         free, needed = self._free_bytes(self.folder), needed_bytes + self._reserve_bytes
+        if free < needed and self._gone:
+            self.free_removed()
+            free = self._free_bytes(self.folder)
         if free < needed:
             raise BlobDiskError(
                 f"{what} needs {needed} bytes ({self._reserve_bytes} of them in reserve), {free} are free in "
                 f"{self.folder}: make room or move the folder"
             )
+
+    def free_removed(self) -> None:
+        """Free now what `later` would have freed."""
+        for path in list(self._gone):
+            self._free(path)
 
     def _add(self, blocks: Iterator[bytes], size: int) -> str:
         self._check_total(size, "blob")
@@ -229,10 +248,37 @@ class BlobStore:
 
     def _unlink(self, path: Path) -> None:
         try:
-            path.unlink(missing_ok=True)
+            if self.later is None or not self._hide(path):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise disk_error("remove", path.name, error) from None
+
+    def _hide(self, path: Path) -> bool:
+        """Take a file's name from it and have its space freed later; False where the disk does not let it."""
+        gone = path.with_name(path.name + _GONE)
+        try:
+            path.replace(gone)
+        except OSError:  # there is none, or a full disk has no room for another name
+            return False
+        assert self.later is not None
+        self._gone[gone] = None
+        self.later(bound(self._free, gone))
+        return True
+
+    def _free(self, path: Path) -> None:
+        """Runs in any thread. What the disk does not let go is tried again at the next start."""
+        with self._freeing, contextlib.suppress(OSError):  # who waits for room must wait for who is making it
+            path.unlink(missing_ok=True)
+        self._gone.pop(path, None)
 
     def _check_total(self, size: int, what: str) -> None:
         if not 0 < size <= self.max_bytes:
             raise BlobError(f"{what} has {size} bytes, 1 to {self.max_bytes} are taken")
+
+
+def _synced_digest(path: Path) -> str:
+    """The hash of a file's bytes, which are durable when it returns; raises OSError."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest

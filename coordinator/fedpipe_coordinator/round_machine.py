@@ -20,7 +20,7 @@ from fedpipe_coordinator.run_events import (
 from fedpipe_coordinator.run_state import SETTLED, LateShare, Member, RoundResult, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import ask_again
-from fedpipe_coordinator.telling import decline
+from fedpipe_coordinator.telling import REPLACED, decline
 from fedpipe_wire.messages import Metrics
 
 DEADLINE_GRACE = 1.25
@@ -43,7 +43,7 @@ def on_work(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed | P
 def finish_training(work: Step) -> None:
     """Aggregate when every planned agent has settled, or when the deadline and its grace have passed."""
     state = work.state
-    if work.now - state.phase_began > state.deadline_s * DEADLINE_GRACE + DEADLINE_GRACE_S:
+    if membership.is_overdue(state, state.deadline_s * DEADLINE_GRACE + DEADLINE_GRACE_S, work.now):
         for member in work.members():
             # A transfer that moves is waited for, one that died is not.
             if member.standing == "asked" or (member.standing == "offered" and member.fetch_at is not None):
@@ -72,7 +72,15 @@ def finish_training(work: Step) -> None:
 
 
 def _leave_the_rest(work: Step, *, closed: bool) -> None:
-    """Who left while its update was on its way may bring it late, or learns that the round went on without it."""
+    """Who left while its update was on its way may bring it late, or learns that the round went on without it.
+
+    So does who offered another update in its place: which of the two it holds is known only now.
+    """
+    for member in work.members():
+        for former in member.replaced:
+            decline(work, member.name, former, REPLACED)
+        if member.replaced:
+            work.put(member.model_copy(update={"replaced": ()}))
     for member in work.members():
         if member.standing != "gone" or member.trained is None or member.plan is None:
             continue
@@ -166,7 +174,7 @@ def _as_recorded(member: Member) -> Member:
 def finish_evaluating(work: Step) -> None:
     """Export when every agent that trained has evaluated the last adapter, or is not waited for any more."""
     state = work.state
-    late = work.now - state.phase_began > EVALUATION_GRACE_S
+    late = membership.is_overdue(state, EVALUATION_GRACE_S, work.now)
     if any(member.standing == "asked" for member in state.members.values()) and not late:
         return
     metric = combine_metrics([m.evaluated for m in work.members() if m.evaluated is not None])

@@ -129,6 +129,9 @@ class Member(Value):
     evaluated: Metrics | None = None
     trained: Trained | None = None
     taken: tuple[str, ...] = ()
+    replaced: tuple[Trained, ...] = Field(
+        default=(), description="offered in this round before `trained`, not answered"
+    )
     round_s: float | None = None
     delivered: NonNegativeInt = Field(default=0, description="the last round of which an update is stored")
     former_plan: Plan | None = Field(default=None, description="of the round before, while its update is still out")
@@ -168,7 +171,7 @@ class RunState(Value):
     planning_asked: bool = False
     phase_began: float = 0.0
     round_began: float = 0.0
-    began: float = 0.0
+    resumed_at: float | None = Field(default=None, description="when this process took the run up from an earlier one")
     missed: NonNegativeInt = 0
     work_at: float | None = Field(default=None, description="the phase's work was put off, and is asked again then")
     pending: RoundResult | None = None

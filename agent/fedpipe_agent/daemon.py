@@ -138,6 +138,7 @@ class Daemon:
         if left is not None:
             memory = rebased(*left, self._moment())
             self._state = replace(self._state, memory=memory, loaded=True)
+            self._shelf.check(memory)
         self._hands.tidy(self._state.memory)
 
     def _close(self) -> None:
@@ -238,13 +239,13 @@ class Daemon:
                 case BlobWanted(_, sha256, bitmap):
                     said = self._mouth.say(BlobMissing(sha256=sha256, bitmap=bitmap))
                     self._asked_in_vain = self._asked_in_vain or not said
-                case BlobArrived(_, sha256, path):
-                    self._apply(ev.AdapterReady(self._shelf.store.ref(sha256), path))
-                case BlobFailed(_, sha256, reason):
-                    self._apply(ev.TransferFailed(sha256, reason))
+                case BlobArrived(_, sha256):
+                    self._apply(self._shelf.arrived(sha256))
+                case BlobFailed(_, sha256, reason, disk=disk):
+                    self._apply(ev.DiskRefused(sha256, reason) if disk else ev.TransferFailed(sha256, reason))
         while self._shelf.sender.failures:
             failure = self._shelf.sender.failures.popleft()
-            self._log(f"blob {failure.sha256[:12]} is not sent any more: {failure.reason}")
+            self._apply(ev.NotShelved(failure.sha256, failure.reason))
 
     def _apply(self, event: ev.AgentEvent) -> None:
         before = self._state.memory

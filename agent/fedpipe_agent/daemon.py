@@ -17,7 +17,7 @@ from fedpipe_agent import agent_events as ev
 from fedpipe_agent.cgroups import read_oom_kills
 from fedpipe_agent.checks import Setup
 from fedpipe_agent.ears import Chunk, RefusedPacketError, hear
-from fedpipe_agent.errors import StateFolderError, TurnedAwayError
+from fedpipe_agent.errors import StateFolderError, TurnedAwayError, unusable
 from fedpipe_agent.hands import Hands
 from fedpipe_agent.identity import Identity
 from fedpipe_agent.introduction import Introduction, link_text
@@ -114,8 +114,16 @@ class Daemon:
         Raises:
             TransportError: if the broker refuses this agent for good.
             TurnedAwayError: if another agent of this name lives.
-            StateFolderError: if the folder takes nothing any more; what is in it is whole.
+            StateFolderError: if the folder takes or gives nothing any more; what is in it is whole.
         """
+        try:
+            self._work()
+        except OSError as error:
+            raise unusable(self._folder.path, error) from error
+        except BlobError as error:
+            raise StateFolderError(str(error)) from error
+
+    def _work(self) -> None:
         self._remember()
         topics = self._identity.topics
         self._transport.subscribe(topics.all_down(self._identity.name))

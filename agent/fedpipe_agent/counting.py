@@ -44,6 +44,11 @@ class Counter:
     def _reserved_before(self) -> int:
         noted, (written, problem) = self._journal.reserved(), self._read()
         known = [number for number in (noted, written) if number is not None]
+        if known and max(known) > HIGHEST:
+            raise StateFolderError(
+                f"{max(known)} message numbers are said to be used up by {self._journal.path}, at most {HIGHEST} may "
+                "be: restore it, or enrol this agent anew with an empty state folder"
+            )
         if known:
             return max(known)
         if problem or self._journal.load() is not None:

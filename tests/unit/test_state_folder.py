@@ -123,6 +123,15 @@ def test_a_journal_whose_counter_is_no_number_is_damaged(tmp_path: Path, reserve
         folder.next_counter()
 
 
+def test_numbers_that_are_used_up_are_told(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as folder:
+        folder.journal.reserve(MAX_COUNTER)
+        with pytest.raises(
+            StateFolderError, match=rf"{MAX_COUNTER} message numbers .* at most .* enrol this agent anew"
+        ):
+            folder.next_counter()
+
+
 def test_a_counter_that_is_a_folder_is_made_good_or_told(tmp_path: Path) -> None:
     (tmp_path / "counter").mkdir()
     with StateFolder(tmp_path) as folder, pytest.raises(StateFolderError, match=r"counter cannot be read .Is a dir"):

@@ -11,9 +11,10 @@ from typing import Self
 from fedpipe_coordinator.broker import ManagedBroker
 from fedpipe_coordinator.broker_watch import BrokerWatch
 from fedpipe_coordinator.config import Federation
-from fedpipe_coordinator.control import ControlServer, refuse_second
+from fedpipe_coordinator.control import ControlServer
 from fedpipe_coordinator.exchange import Exchange
 from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.home_lock import lock_home
 from fedpipe_coordinator.service import Service
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.blob_files import BlobStore
@@ -37,10 +38,13 @@ class Server:
         Raises:
             BrokerError: if the managed broker cannot be started.
             StoreError: if the store cannot be opened.
-            ControlError: if a coordinator runs in this folder already.
+            BlobError: if the folder for blobs cannot be used.
+            AlreadyRunningError: if a coordinator runs in this folder already.
+            HomeError: if the folder cannot be used.
+            ControlError: if the control socket cannot be made.
         """
-        refuse_second(self._home.path)
         with ExitStack() as stack:
+            stack.enter_context(lock_home(self._home.path))
             store = SqliteStore(self._home.store)
             stack.callback(store.close)
             broker = self._settings.broker

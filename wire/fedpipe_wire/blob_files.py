@@ -78,10 +78,7 @@ class BlobStore:
         self._gone: dict[Path, None] = {}
         self._freeing = threading.Lock()
         self.verified: set[str] = set()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BlobDiskError(f"cannot make the folder {folder} for blobs: {error.strerror}") from None
+        self._make_folder()
         for left in self._listed():
             if left.suffix in (".new", _GONE):  # of one that was killed
                 self._unlink(left)
@@ -159,6 +156,7 @@ class BlobStore:
         Raises:
             BlobError: if it is empty, too large or unreadable, or the disk does not take it.
         """
+        self._make_folder()
         try:
             size = path.stat().st_size
             if move and size and path.stat().st_dev == self.folder.stat().st_dev:
@@ -239,11 +237,12 @@ class BlobStore:
         return partial
 
     def check_room(self, needed_bytes: int, what: str) -> None:
-        """Refuse what would fill the disk.
+        """Refuse what would fill the disk; a folder that somebody removed is made again.
 
         Raises:
-            BlobDiskError: naming what is needed and what is free.
+            BlobDiskError: naming what is needed and what is free, or the folder that cannot be made.
         """
+        self._make_folder()
         free, needed = self._free_bytes(self.folder), needed_bytes + self._reserve_bytes
         if free < needed and self._gone:
             self.free_removed()
@@ -258,6 +257,15 @@ class BlobStore:
         """Free now what `later` would have freed."""
         for path in list(self._gone):
             self._free(path)
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BlobDiskError(
+                f"cannot make the folder {self.folder} for blobs: {error.strerror}: move away what lies in its place, "
+                "and make the folder around it writable"
+            ) from None
 
     def _add(self, blocks: Iterator[bytes], size: int) -> str:
         self._check_total(size, "blob")

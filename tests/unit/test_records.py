@@ -141,6 +141,7 @@ def test_the_summary_reads_back_as_it_was_said(tmp_path: Path) -> None:
         "numbers": [0.1, 1e-300, 2**60, -0.0, float("inf")],
         "text": "ä\u2028\x00\U0001f4a9",
         "none": None,
+        "agents": [],
     }
     folder.append("rounds.jsonl", [json.dumps(said)])
     folder.write_summary(begin(), {})

@@ -15,6 +15,7 @@ from run_support import device, evaluated, job, planned, ref, scored, survey, tr
 from fedpipe_coordinator import work
 from fedpipe_coordinator.exchange import TransferDone
 from fedpipe_coordinator.housekeeping import needed_blobs
+from fedpipe_coordinator.merging import WorkError
 from fedpipe_coordinator.records import RecordsFullError, RunFolder
 from fedpipe_coordinator.run_events import MakePlans, Planned, Send, WorkDelayed, WorkFailed
 from fedpipe_coordinator.run_state import RunState
@@ -205,7 +206,7 @@ def test_a_full_disk_delays_a_transfer_and_declines_nothing(office: Office) -> N
     [
         (OSError(errno.ENOSPC, "No space left on device"), True),
         (BlobDiskError("needs 5 bytes, 4 are free"), True),
-        (work.WorkError("merging failed (30): OSError: [Errno 28] No space left on device"), True),
+        (WorkError("merging failed (30): OSError: [Errno 28] No space left on device"), True),
         (FileNotFoundError(errno.ENOENT, "No such file"), False),
         (ValueError("something else"), False),
     ],

@@ -127,7 +127,7 @@ def test_numbers_that_are_used_up_are_told(tmp_path: Path) -> None:
     with StateFolder(tmp_path) as folder:
         folder.journal.reserve(MAX_COUNTER)
         with pytest.raises(
-            StateFolderError, match=rf"{MAX_COUNTER} message numbers .* at most .* enrol this agent anew"
+            StateFolderError, match=rf"{MAX_COUNTER} message numbers .* at most .* enrol"
         ):
             folder.next_counter()
 

@@ -24,6 +24,10 @@ class Counter:
         self._used = 0
         self._reserved = 0
 
+    def check(self) -> None:
+        """See whether numbers can be given, before anything is begun; raises as `next`."""
+        self._reserved_before()
+
     def next(self) -> int:
         """A number that was never given before.
 

@@ -89,7 +89,7 @@ class Daemon:
         self._within_hours, self._clock, self._moment = within_hours, clock, moment
         self._state = AgentState(setup=setup)
         self._admission = ad.Admission(identity.session)
-        self._mouth = Mouth(identity, transport, folder.next_counter)
+        self._mouth = Mouth(identity, transport, folder.next_counter, log)
         self._introduction = Introduction(setup.profile, self._mouth.probe)
         settings = setup.transfer.to_settings(uplink_bps=setup.profile.limits.uplink_bps)
         try:

@@ -57,7 +57,7 @@ class StateFolder:
         Raises:
             InUseError: if another agent holds it.
             JournalError: if what it remembers cannot be read or written.
-            StateFolderError: if it cannot be made or written.
+            StateFolderError: if it cannot be made or written, or does not tell which numbers were used.
         """
         try:
             self._make()
@@ -77,6 +77,8 @@ class StateFolder:
         try:
             self.instance = read_instance(self.path)
             self._journal = Journal(self.path)
+            self._counter = Counter(self.path / "counter", self._journal)
+            self._counter.check()
         except OSError as error:
             self._let_go()
             raise unusable(self.path, error) from error
@@ -110,6 +112,5 @@ class StateFolder:
         Raises:
             StateFolderError: if the numbers reserved before cannot be read, or no more can be reserved.
         """
-        if self._counter is None:
-            self._counter = Counter(self.path / "counter", self.journal)
+        assert self._counter is not None, "the state folder is not open"
         return self._counter.next()

@@ -1,5 +1,6 @@
 """What is damaged or taken away on an agent's disk: it is found out, told or fetched again, and never believed."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,13 @@ import pytest
 from agent_desk import ADAPTER_BYTES, Desk
 from agent_in_process import KilledError, Machine, new_machine, use_stub_trainer
 
+from fedpipe_agent.errors import StateFolderError
 from fedpipe_agent.fetching import FETCH_AGAIN_S
 from fedpipe_agent.trainer_protocol import Request, TrainRequest
 from fedpipe_agent.trainer_seat import TrainerSeat
+from fedpipe_wire.blob_bits import BlobDiskError
 from fedpipe_wire.blob_files import BlobStore
+from fedpipe_wire.blob_receiver import BlobReceiver
 from fedpipe_wire.messages import BlobMissing, Failed, Presence, Trained, TurnedAway, Welcome
 
 
@@ -215,3 +219,79 @@ def test_of_two_tasks_that_waited_for_the_welcome_the_second_is_worked_on(
     assert desk.taken == calm
     assert {m.sha256 for m in desk.heard if isinstance(m, BlobMissing)} == {desk.adapter.sha256}
     assert not _failures(desk)
+
+
+# --- the folder -------------------------------------------------------------------------------------------------
+
+
+def _file_for_folder(state: Path) -> None:
+    (state / "blobs").write_text("a file, where a folder should be")
+
+
+def _folder_for_leftover(state: Path) -> None:
+    (state / "blobs" / "x.new").mkdir(parents=True)
+
+
+def _no_number(state: Path) -> None:
+    (state / "counter").write_text("-50")
+
+
+def _huge_number(state: Path) -> None:
+    (state / "counter").write_text("9" * 30)
+
+
+HARM: dict[str, tuple[Callable[[Path], None], str]] = {
+    "blobs is a file": (_file_for_folder, "cannot make the folder .*/blobs for blobs: File exists"),
+    "a leftover is a folder": (_folder_for_leftover, "cannot remove .*/x.new: Is a directory.*by hand"),
+    "a counter below zero": (_no_number, "counter does not hold a number from 0 .*'-50'.*restore the file"),
+    "a counter beyond all": (_huge_number, "counter does not hold a number from 0 .*'99999.*restore the file"),
+}
+
+
+def _run(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command does, until something ends it."""
+    try:
+        machine.start()
+        assert machine.daemon is not None
+        monkeypatch.setattr(machine.transport, "start", lambda: None)  # it was
+        machine.daemon.run()
+    finally:
+        if hasattr(machine, "state"):
+            machine.state.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_state_folder_that_is_harmed_ends_the_agent_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    damage, told = HARM[harm]
+    (tmp_path / "state").mkdir()
+    damage(tmp_path / "state")
+    machine = Machine(tmp_path)
+    with pytest.raises(StateFolderError, match=told):
+        _run(machine, monkeypatch)
+
+
+REFUSALS: dict[str, tuple[Exception, str]] = {
+    "a read-only disk": (
+        OSError(errno.EROFS, "Read-only", "/state/x"),
+        r"cannot be used: Read-only \(/state/x\)\. Make",
+    ),
+    "a broken disk": (OSError(errno.EIO, "Input/output error"), "state cannot be used: Input/output error. Make room"),
+    "a blob": (BlobDiskError("cannot read blob 12: make room"), "^cannot read blob 12: make room$"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_disk_that_refuses_what_nobody_foresaw_ends_the_agent_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    error, told = REFUSALS[refusal]
+
+    def refuse(*_: object) -> float:
+        raise error
+
+    monkeypatch.setattr(BlobReceiver, "tick", refuse)
+    machine = Machine(tmp_path)
+    with pytest.raises(StateFolderError, match=told):
+        _run(machine, monkeypatch)

@@ -18,8 +18,11 @@ from fedpipe_coordinator.home_lock import lock_home
 from fedpipe_coordinator.service import Service
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.blob_files import BlobStore
-from fedpipe_wire.mqtt import MqttTransport
+from fedpipe_wire.mqtt import MqttOptions, MqttTransport
 from fedpipe_wire.topics import Topics
+
+_OPTIONS = MqttOptions(max_takeovers=10)
+"""A second coordinator in a copy of the folder would take turns with this one for ever."""
 
 
 class Server:
@@ -57,7 +60,7 @@ class Server:
                 self._log(f"Mosquitto listens on {broker.host}:{managed.port}")
                 port = managed.port
             name = self._settings.federation
-            transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator")
+            transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator", options=_OPTIONS)
             transfers = self._settings.transfer.to_settings()
             blobs = BlobStore(self._home.blobs, chunk_bytes=transfers.chunk_bytes)
             exchange = Exchange(transport, Topics(name), blobs, store.next_counter, self._log, transfers)

@@ -225,6 +225,7 @@ class BlobStore:
                 blobs that are arriving already.
         """
         check_size(ref, self.max_bytes)
+        self._make_folder()
         partial = PartialBlob(self.folder, ref, self._boot, self.verified.add)
         self._partials = {name: each for name, each in self._partials.items() if not each.closed}
         promised = sum(each.missing_bytes for each in self._partials.values())

@@ -222,16 +222,21 @@ def folder_of(state: RunState, home: Home) -> RunFolder:
     return RunFolder(Path(state.folder), ours=False) if state.folder else RunFolder(home.run(state.run))
 
 
+def gone(path: Path) -> RecordError:
+    """The error for a run's folder that somebody has removed."""
+    return RecordError(
+        f"the run's folder {path} cannot be written: it is not there any more. Run the job again, and leave the "
+        "folders of open runs where they are"
+    )
+
+
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not path.is_dir():
-            raise RecordError(
-                f"the run's folder {path} cannot be written: it is not there any more. Run the job again, and leave "
-                "the folders of open runs where they are"
-            ) from error
+            raise gone(path) from error
         kind = RecordsFullError if error.errno in _FULL else RecordError
         raise kind(
             f"the run's folder {path} cannot be written: {error.strerror or error}. Free space, make it writable "

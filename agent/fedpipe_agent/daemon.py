@@ -22,7 +22,6 @@ from fedpipe_agent.hands import Hands
 from fedpipe_agent.identity import Identity
 from fedpipe_agent.introduction import Introduction, link_text
 from fedpipe_agent.machine import step
-from fedpipe_agent.moments import Moment, read_moment, rebased
 from fedpipe_agent.mouth import Mouth
 from fedpipe_agent.shelf import Shelf
 from fedpipe_agent.state import AgentState
@@ -41,6 +40,7 @@ from fedpipe_wire.messages import (
     TurnedAway,
     Welcome,
 )
+from fedpipe_wire.moments import Moment, read_moment
 from fedpipe_wire.transport import (
     Connected,
     Delivered,
@@ -136,8 +136,8 @@ class Daemon:
     def _remember(self) -> None:
         left = self._folder.journal.load()
         if left is not None:
-            memory = rebased(*left, self._moment())
-            self._state = replace(self._state, memory=memory, loaded=True)
+            memory, then = left
+            self._state = replace(self._state, memory=memory.rebased(then, self._moment()), loaded=True)
         self._hands.tidy(self._state.memory)
 
     def _close(self) -> None:

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from fedpipe_agent.errors import JournalError
 from fedpipe_agent.memory import Memory
-from fedpipe_agent.moments import Moment
 from fedpipe_wire.database import Database, DatabaseCorruptError, DatabaseError
+from fedpipe_wire.moments import Moment
 
 FILE_NAME = "journal.db"
 

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from fedpipe_agent.trainer_protocol import TrainedReply
 from fedpipe_profiles.values import Value
 from fedpipe_wire.messages import Evaluated, Failed, Scored, Survey, Task, Trained
+from fedpipe_wire.moments import Moment, rebased
 
 Stage = Literal[
     "idle",  # no task in hand
@@ -75,3 +76,7 @@ class Memory(Value):
         if (self.stage, stage) not in TRANSITIONS:
             raise IllegalTransitionError(f"{stage!r} may not follow {self.stage!r} (task {self.task!r})"[:500])
         return self.model_copy(update={"stage": stage})
+
+    def rebased(self, then: Moment, now: Moment) -> Self:
+        """The same memory, written down at `then`, in the monotonic seconds of `now`."""
+        return self.model_copy(update={"began": rebased(self.began, then, now)})

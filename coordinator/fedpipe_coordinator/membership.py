@@ -7,7 +7,7 @@ planned from the next round on.
 from fedpipe_coordinator import late
 from fedpipe_coordinator.base_model import base_identity, curve_problem
 from fedpipe_coordinator.run_events import AgentOnline, Send
-from fedpipe_coordinator.run_state import Member
+from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import ask_again, score_task, survey_task
 from fedpipe_wire.messages import EndTask, Scored, Survey
@@ -53,6 +53,18 @@ def agent_offline(work: Step, name: str) -> None:
 def is_lost(member: Member, now: float) -> bool:
     """Whether an agent is offline for longer than the grace."""
     return member.offline_since is not None and now - member.offline_since > OFFLINE_GRACE_S
+
+
+def heard_since(state: RunState) -> float:
+    """Since when agents could be heard in this phase: its beginning, or the restart of the coordinator in it."""
+    return state.phase_began if state.resumed_at is None else max(state.phase_began, state.resumed_at)
+
+
+def is_overdue(state: RunState, allowed_s: float, now: float) -> bool:
+    """Whether a phase lasts longer than it may; agents get the grace to be heard in it, also after a restart."""
+    return now - state.phase_began > allowed_s and (
+        state.resumed_at is None or now - state.resumed_at > OFFLINE_GRACE_S
+    )
 
 
 def drop_the_lost(work: Step) -> None:

@@ -32,13 +32,18 @@ def handle(service: "Service", request: ControlRequest) -> None:
                 {
                     "federation": service.federation,
                     "agents_online": service.registry.online(),
-                    "runs": service.describe_runs(),
+                    "runs": _runs(service),
                 }
             )
         case "agents":
             request.answer({"agents": service.registry.describe()})
         case other:
             request.answer({"error": f"unknown request {other!r}: are fedpipe and the coordinator of one version?"})
+
+
+def _runs(service: "Service") -> list[dict[str, Any]]:
+    """All runs, newest first."""
+    return [describe(state, service.keeper.trouble(state.run)) for state in reversed(service.runs.values())]
 
 
 def describe(state: RunState, trouble: str = "") -> dict[str, Any]:
@@ -74,9 +79,7 @@ def _watch(service: "Service", request: ControlRequest) -> None:
     if state is None:
         request.answer({"error": f"no run {run!r}: 'fedpipe status' lists them"})
         return
-    if not state.open:
-        service.watchers.end(run)
-    service.watchers.follow(run, request.replies)
+    service.watchers.follow(run, request.replies, service.keeper.told(run), over=not state.open)
 
 
 def _stop(service: "Service", run: str) -> dict[str, Any]:

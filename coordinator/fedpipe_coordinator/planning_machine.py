@@ -6,7 +6,7 @@ Part of the pure machine of `run_machine.py`.
 import hashlib
 import math
 
-from fedpipe_coordinator.membership import is_lost
+from fedpipe_coordinator.membership import OFFLINE_GRACE_S, heard_since, is_lost, is_overdue
 from fedpipe_coordinator.run_events import BroadcastAdapter, MakePlans, Planned
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
@@ -24,19 +24,23 @@ def begin_planning(work: Step, round_: int) -> None:
 def wait_for_agents(work: Step) -> None:
     """Ask for plans once `min_agents` are online and scored; give up after `rounds.wait_s`.
 
-    Who was lost a moment ago is waited for until the grace is over: after a restart of the coordinator all are, and a
-    round must not begin with those alone that were heard first.
+    Who was lost a moment ago is waited for: after a restart of the coordinator all are, and a round must not begin with
+    those alone that were heard first. But no longer than the grace, counted once for all: of many agents that come and
+    go, some were lost a moment ago at any time.
     """
     state = work.state
     delivered = sum(_delivered(member, state.round) for member in work.members())
     scored = [m for m in work.members() if m.contribution is not None and not _delivered(m, state.round)]
-    if state.planning_asked or any(not member.online and not is_lost(member, work.now) for member in scored):
+    if state.planning_asked:
+        return
+    patient = work.now - heard_since(state) <= OFFLINE_GRACE_S
+    if patient and any(not member.online and not is_lost(member, work.now) for member in scored):
         return
     ready = [member.name for member in scored if member.online]
     if ready and len(ready) + delivered >= state.job.rounds.min_agents:
         work.update(planning_asked=True)
         work.do(MakePlans(state.round, draw_agents(state, ready, delivered)))
-    elif work.now - state.phase_began > state.job.rounds.wait_s:
+    elif is_overdue(state, state.job.rounds.wait_s, work.now):
         work.fail(
             f"round {state.round} cannot begin: {len(ready) + delivered} agents are online, "
             f"rounds.min_agents is {state.job.rounds.min_agents}. Start the missing agents and run the job again",

@@ -11,6 +11,7 @@ from datetime import datetime
 from fedpipe_coordinator.record_trail import RecordTrail
 from fedpipe_coordinator.records import RecordError, RecordsFullError, RunFolder, round_record
 from fedpipe_coordinator.report import write_report
+from fedpipe_coordinator.retelling import Event
 from fedpipe_coordinator.run_events import Note, RunAction, SaveRound
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.store import Line, Store
@@ -64,18 +65,16 @@ class RecordKeeper:
         for action in actions:
             match action:
                 case Note():
-                    lines.append(self._trail.note(state.run, action))
-                    event = {"event": action.kind, "text": action.text, "agent": action.agent}
-                    self._watchers.say(state.run, event | {"round": action.round, "data": action.data})
+                    line = self._trail.note(state.run, action)
                     said.append(action.text)
                 case SaveRound(result, metric):
                     assert state.shape is not None
                     down_bytes = state.adapter.size if state.adapter is not None else 0
-                    record = round_record(result, metric, state.shape, down_bytes)
-                    lines.append(self._trail.round(record))
-                    self._watchers.say(state.run, {"event": "round", "round": result.round, "data": record})
+                    line = self._trail.round(round_record(result, metric, state.shape, down_bytes))
                 case _:
-                    pass
+                    continue
+            lines.append(line)
+            self._watchers.say(state.run, self._trail.event(line))
         self._store.save_run(state, lines)
         self._trail.stored(state.run, lines)
         return said
@@ -108,6 +107,10 @@ class RecordKeeper:
         except RecordError as error:
             return Trouble(str(error), lasting=not isinstance(error, RecordsFullError))
         return None
+
+    def told(self, run: str) -> list[Event]:
+        """All that watchers were told of a run so far, but for progress."""
+        return self._trail.told(run)
 
     def trouble(self, run: str) -> str:
         """What keeps a run's records from being written, or nothing."""

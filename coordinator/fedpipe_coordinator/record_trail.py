@@ -10,7 +10,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from fedpipe_coordinator.records import AUDIT, ROUNDS, RunFolder
+from fedpipe_coordinator.records import AUDIT, ROUNDS, RunFolder, read_lines
+from fedpipe_coordinator.retelling import Event, event_of, retell
 from fedpipe_coordinator.run_events import Note
 from fedpipe_coordinator.store import Line, Store
 
@@ -41,7 +42,9 @@ class RecordTrail:
 
     def note(self, run: str, note: Note) -> Line:
         """The next line of a run's audit record; it counts once it is stored."""
-        self._last[run] = number = self._last.get(run, 0) + 1
+        if run not in self._last:  # its records were complete; an agent spoke of it again
+            self._last[run] = self._folder(run).last_number(AUDIT, _KEYS[AUDIT])
+        self._last[run] = number = self._last[run] + 1
         stamp = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
         line = {"number": number, "time": stamp, "kind": note.kind, "round": note.round, "agent": note.agent}
         line |= {"text": note.text} | ({"data": note.data} if note.data else {})
@@ -50,6 +53,14 @@ class RecordTrail:
     def round(self, record: dict[str, Any]) -> Line:
         """The line of a round that is complete; stored twice it is kept once."""
         return Line(ROUNDS, int(record["round"]), json.dumps(record, ensure_ascii=False))
+
+    def event(self, line: Line) -> Event:
+        """What watchers are told of a line."""
+        return event_of(json.loads(line.text))
+
+    def told(self, run: str) -> list[Event]:
+        """All that watchers were told of a run so far, but for progress; what cannot be read is left out."""
+        return list(retell(self._lines(run, AUDIT), self._lines(run, ROUNDS)))
 
     def stored(self, run: str, lines: list[Line]) -> None:
         """These lines are in the store, and wait for `write_out`."""
@@ -74,3 +85,11 @@ class RecordTrail:
                 self._waiting[run] = [line for line in self._waiting[run] if line.file != file]
                 self._store.forget_lines(run, file, new[-1].number)
         return any(line.file == ROUNDS for line in lines)
+
+    def _lines(self, run: str, file: str) -> list[dict[str, Any]]:
+        """A file's lines and those that wait for it."""
+        try:
+            written = read_lines(self._folder(run).path / file)
+        except (OSError, ValueError):  # somebody has changed it, or taken it away
+            written = []
+        return written + [json.loads(line.text) for line in self._waiting.get(run, ()) if line.file == file]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.metrics import metrics_data
 from fedpipe_coordinator.run_state import Member, RoundResult, RunState
 from fedpipe_profiles.model import ModelShape
@@ -193,6 +194,11 @@ class RunFolder:
             if self._make:
                 self.path.mkdir(parents=True, exist_ok=True)
             yield
+
+
+def folder_of(state: RunState, home: Home, *, new: bool = False) -> RunFolder:
+    """The folder of a run: the one that its owner named, or one of the federation's. `new`: it may be made."""
+    return RunFolder(Path(state.folder), make=new) if state.folder else RunFolder(home.run(state.run))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,19 +1,39 @@
-"""A run after the coordinator was away: which work is asked for again.
+"""A run after the coordinator was away: what its times mean now, and which work is asked for again.
 
 Pure. Agents are taken for offline until they say otherwise; each gets the task that it owes as soon as it is heard.
+The time that the coordinator was away counts, but no deadline passes before agents had the grace to be heard.
 """
 
 from fedpipe_coordinator.late import aggregation
 from fedpipe_coordinator.run_events import BroadcastAdapter, Export, RunAction
 from fedpipe_coordinator.run_state import RunState
+from fedpipe_wire.moments import Moment, rebased
+
+_TIMES = ("phase_began", "round_began")
+"""What of a run's times lies in the past; the rest is set anew by `resume`."""
+
+
+def rebase(state: RunState, then: Moment | None, now: Moment) -> RunState:
+    """A stored run, its times in the monotonic seconds of this process.
+
+    Args:
+        state: As it was stored.
+        then: When it was stored; None where an earlier version did not write that down: its phase then begins anew.
+        now: This moment.
+    """
+    if not state.open:
+        return state
+    if then is None or not state.members:  # who waited for the run before it, or for agents, goes on waiting
+        return state.model_copy(update=dict.fromkeys(_TIMES, now.monotonic_s))
+    return state.model_copy(update={name: rebased(getattr(state, name), then, now) for name in _TIMES})
 
 
 def resume(state: RunState, now: float) -> tuple[RunState, tuple[RunAction, ...]]:
     """Take up a stored run.
 
     Args:
-        state: As it was stored.
-        now: Monotonic seconds of this process; those in the state were of another one.
+        state: As `rebase` gives it.
+        now: Monotonic seconds of this process.
     """
     if not state.open:
         return state, ()
@@ -31,9 +51,7 @@ def resume(state: RunState, now: float) -> tuple[RunState, tuple[RunAction, ...]
         update={
             "members": members,
             "planning_asked": False,
-            "phase_began": now,
-            "round_began": now,
-            "began": now,
+            "resumed_at": now,
             "work_at": None,
             "note": "",
         }

@@ -43,7 +43,7 @@ def on_work(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed | P
 def finish_training(work: Step) -> None:
     """Aggregate when every planned agent has settled, or when the deadline and its grace have passed."""
     state = work.state
-    if work.now - state.phase_began > state.deadline_s * DEADLINE_GRACE + DEADLINE_GRACE_S:
+    if membership.is_overdue(state, state.deadline_s * DEADLINE_GRACE + DEADLINE_GRACE_S, work.now):
         for member in work.members():
             # A transfer that moves is waited for, one that died is not.
             if member.standing == "asked" or (member.standing == "offered" and member.fetch_at is not None):
@@ -166,7 +166,7 @@ def _as_recorded(member: Member) -> Member:
 def finish_evaluating(work: Step) -> None:
     """Export when every agent that trained has evaluated the last adapter, or is not waited for any more."""
     state = work.state
-    late = work.now - state.phase_began > EVALUATION_GRACE_S
+    late = membership.is_overdue(state, EVALUATION_GRACE_S, work.now)
     if any(member.standing == "asked" for member in state.members.values()) and not late:
         return
     metric = combine_metrics([m.evaluated for m in work.members() if m.evaluated is not None])

@@ -174,7 +174,7 @@ def _finish_surveying(work: Step) -> None:
     state = work.state
     answered = [member for member in state.members.values() if member.survey is not None]
     waiting = any(member.standing == "asked" for member in state.members.values())
-    late = work.now - state.phase_began > state.job.rounds.wait_s
+    late = membership.is_overdue(state, state.job.rounds.wait_s, work.now)
     if len(answered) < state.job.rounds.min_agents:
         # `wait_s` is for agents to come: where enough came and too few can work, waiting would help nobody.
         unfit = sum(member.standing in ("refused", "failed") for member in state.members.values())
@@ -231,7 +231,7 @@ def _ask_for_scores(work: Step) -> None:
 
 def _finish_scoring(work: Step) -> None:
     state = work.state
-    late = work.now - state.phase_began > SCORE_GRACE_S
+    late = membership.is_overdue(state, SCORE_GRACE_S, work.now)
     if any(member.standing == "asked" for member in state.members.values()) and not late:
         return
     scored = [member for member in work.members() if member.contribution is not None]

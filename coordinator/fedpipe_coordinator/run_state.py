@@ -168,7 +168,7 @@ class RunState(Value):
     planning_asked: bool = False
     phase_began: float = 0.0
     round_began: float = 0.0
-    began: float = 0.0
+    resumed_at: float | None = Field(default=None, description="when this process took the run up from an earlier one")
     missed: NonNegativeInt = 0
     work_at: float | None = Field(default=None, description="the phase's work was put off, and is asked again then")
     pending: RoundResult | None = None

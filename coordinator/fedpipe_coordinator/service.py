@@ -8,9 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from fedpipe_coordinator import operations
 from fedpipe_coordinator.acting import Actor
@@ -21,9 +19,10 @@ from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.housekeeping import needed_blobs
 from fedpipe_coordinator.reception import Reception
 from fedpipe_coordinator.record_keeping import RecordKeeper
-from fedpipe_coordinator.records import RunFolder
+from fedpipe_coordinator.records import RunFolder, folder_of
 from fedpipe_coordinator.registry import Registry
-from fedpipe_coordinator.resume import resume
+from fedpipe_coordinator.remains import remains, still_told
+from fedpipe_coordinator.resume import rebase, resume
 from fedpipe_coordinator.run_events import (
     AgentOffline,
     AgentOnline,
@@ -42,6 +41,7 @@ from fedpipe_coordinator.watchers import Watchers
 from fedpipe_coordinator.worker import WorkDone
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.messages import AgentMessage
+from fedpipe_wire.moments import read_moment
 from fedpipe_wire.transport import Connected, Delivered, Disconnected, Event, Posted, Received, TransportError
 
 TICK_S = 0.5
@@ -75,13 +75,14 @@ class Service:
         self.federation = federation
         self.registry = Registry(store.profiles())
         self.watchers = Watchers()
-        self.runs: dict[str, RunState] = {state.run: state for state in store.runs()}
+        now, saved = read_moment(), store.moments()
+        self.runs = {state.run: rebase(state, saved.get(state.run), now) for state in store.runs()}
         self._exchange = exchange
         self._log = log
         self._reception = Reception(store, self.registry, exchange, self.watchers, log, self.runs.__contains__)
         self._each_tick = each_tick
         self._actor = Actor(exchange, blobs, self.registry, self._folder_of, self.post)
-        self._keeper = RecordKeeper(store, self._folder_of, self.watchers, lambda: datetime.now(UTC))
+        self.keeper = RecordKeeper(store, self._folder_of, self.watchers, lambda: datetime.now(UTC))
         self._stopping = False
         self._collect_due = True
         self._active: str | None = None
@@ -124,9 +125,9 @@ class Service:
     def take_up(self) -> None:
         """Go on where an earlier process was stopped or killed."""
         for state in list(self.runs.values()):
-            self._keeper.open(state)
-            if not state.open and self._keeper.untold(state):
-                self._ended(state)
+            self.keeper.open(state)
+            if not state.open:
+                self._conclude(state, again=True)
         self._start_next(resumed=True)
         self._collect()
 
@@ -191,11 +192,11 @@ class Service:
             if self._active is not None:
                 self._apply(self._active, change)
             return
-        for name, state in list(self.runs.items()):
-            known = change.agent in state.members
-            wanted = name == self._active and self.registry.has_dataset(change.agent, state.job.data.dataset)
-            if wanted or (known and not state.open):
-                self._apply(name, change)
+        for run in still_told(self.runs.values(), change.agent):
+            self._apply(run, change)
+        active = None if self._active is None else self.runs[self._active]
+        if active is not None and self.registry.has_dataset(change.agent, active.job.data.dataset):
+            self._apply(active.run, change)
 
     def _tick(self, now: float) -> None:
         self._each_tick(now)
@@ -215,7 +216,7 @@ class Service:
     def _become(self, before: RunState, after: RunState, actions: tuple[RunAction, ...]) -> None:
         """Store what was decided and what is to be told of it, in one; then act."""
         self.runs[after.run] = after
-        for text in self._keeper.store(after, actions):
+        for text in self.keeper.store(after, actions):
             self._log(f"{after.run}: {text}")
         for action in actions:
             self._actor.act(after, action)
@@ -228,7 +229,7 @@ class Service:
 
     def _write_out(self) -> None:
         """Bring the runs' records into their files; a run whose folder is not there any more ends."""
-        for run, trouble in self._keeper.write_out(self.runs, time.monotonic()):
+        for run, trouble in self.keeper.write_out(self.runs, time.monotonic()):
             self._log(f"{run}: {trouble.text}")
             if trouble.lasting:
                 self._apply(run, WorkFailed("records", trouble.text))
@@ -240,8 +241,7 @@ class Service:
             self._exchange.forget_all(needed_blobs(self.runs.values()))
 
     def _folder_of(self, run: str) -> RunFolder:
-        state = self.runs[run]
-        return RunFolder(Path(state.folder), make=False) if state.folder else RunFolder(self.home.run(run))
+        return folder_of(self.runs[run], self.home)
 
     # --- runs ---------------------------------------------------------------------------------------------------
 
@@ -252,9 +252,8 @@ class Service:
             RecordError: if the run's folder cannot be written, or holds another run.
         """
         run = make_run_id(job.job.name, datetime.now(UTC), secrets.token_bytes(2))
-        now = time.monotonic()
-        state = RunState(run=run, job=job, phase="surveying", members={}, phase_began=now, began=now, folder=folder)
-        (RunFolder(Path(folder)) if folder else RunFolder(self.home.run(run))).claim()
+        state = RunState(run=run, job=job, phase="surveying", members={}, phase_began=time.monotonic(), folder=folder)
+        folder_of(state, self.home, new=True).claim()
         self._become(state, state, (Note("run-began", f"job {job.job.name}: {job.job.model} on {job.data.dataset}"),))
         self._start_next()
         return run
@@ -279,15 +278,17 @@ class Service:
             self._apply(state.run, agent)
 
     def _ended(self, state: RunState) -> None:
-        trouble = self._keeper.conclude(state)
-        if trouble is not None:
-            self._log(f"{state.run}: {trouble.text}")
+        self._conclude(state)
         self._collect()
         self.watchers.end(state.run)
         if self._active == state.run:
             self._active = None
             self._start_next()
 
-    def describe_runs(self) -> list[dict[str, Any]]:
-        """All runs, newest first, as plain data."""
-        return [operations.describe(state, self._keeper.trouble(state.run)) for state in reversed(self.runs.values())]
+    def _conclude(self, state: RunState, *, again: bool = False) -> None:
+        """Tell in a run's folder how it ended, `again` only where that is not told, and keep what remains of it."""
+        trouble = self.keeper.conclude(state) if not again or self.keeper.untold(state) else None
+        if trouble is not None:
+            self._log(f"{state.run}: {trouble.text}")
+        self.runs[state.run] = remains(state)
+        self.keeper.store(self.runs[state.run], ())

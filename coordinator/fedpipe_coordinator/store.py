@@ -8,7 +8,7 @@ whole plan and most steps change one of them.
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_wire.database import Database, DatabaseError
+from fedpipe_wire.moments import Moment, read_moment
 
 Kept = TypeVar("Kept", RunState, Member, DeviceProfile)
 
@@ -44,6 +45,10 @@ class Store(Protocol):
 
     def runs(self) -> list[RunState]:
         """All runs, in the order in which they were first saved."""
+        ...
+
+    def moments(self) -> dict[str, Moment]:
+        """When each run was last saved, where that is known: by it the run's times can be told after a restart."""
         ...
 
     def lines(self, run: str) -> list[Line]:
@@ -104,21 +109,34 @@ def _split_members(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE runs SET state = ? WHERE run = ?", (json.dumps({**state, "members": {}}), run))
 
 
-MIGRATIONS = (_make, _split_members)
+def _add_moments(connection: sqlite3.Connection) -> None:
+    """Schema 3: when a run was saved. Of those saved before, nobody knows."""
+    connection.execute(
+        "CREATE TABLE moments (run TEXT PRIMARY KEY, boot TEXT NOT NULL, monotonic_s REAL NOT NULL, "
+        "wall_s REAL NOT NULL)"
+    )
+
+
+MIGRATIONS = (_make, _split_members, _add_moments)
 SCHEMA_VERSION = len(MIGRATIONS)
 _COUNTER_BLOCK = 1000
 
 
 class SqliteStore:
-    """A store in one SQLite file, in write-ahead mode with full synchronisation."""
+    """A store in one SQLite file, in write-ahead mode with full synchronisation.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        moment: reads the clocks.
+    """
+
+    def __init__(self, path: Path, moment: Callable[[], Moment] = read_moment) -> None:
         """Open or make the store; one of an older version is brought up to date, with a copy of it kept beside.
 
         Raises:
             StoreError: if the file cannot be used, is damaged, or is of a later version.
         """
-        self._path = path
+        self._path, self._moment = path, moment
         with _as_store_error():
             self._db = Database(path, MIGRATIONS, what="the coordinator's store")
         self._saved: dict[str, RunState] = {}
@@ -147,6 +165,11 @@ class SqliteStore:
                     "INSERT OR IGNORE INTO lines (run, file, number, text) VALUES (?, ?, ?, ?)",
                     (state.run, line.file, line.number, line.text),
                 )
+            moment = self._moment()
+            self._db.execute(
+                "INSERT OR REPLACE INTO moments (run, boot, monotonic_s, wall_s) VALUES (?, ?, ?, ?)",
+                (state.run, moment.boot, moment.monotonic_s, moment.wall_s),
+            )
         self._saved[state.run] = state
 
     def runs(self) -> list[RunState]:
@@ -159,6 +182,12 @@ class SqliteStore:
             self._saved[state.run] = state
             found.append(state)
         return found
+
+    def moments(self) -> dict[str, Moment]:
+        """See `Store`."""
+        return {
+            run: Moment(*rest) for run, *rest in self._execute("SELECT run, boot, monotonic_s, wall_s FROM moments")
+        }
 
     def lines(self, run: str) -> list[Line]:
         """See `Store`."""

@@ -18,8 +18,9 @@ from fedpipe_coordinator.run_events import AgentOnline, UpdateStored
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.store import SCHEMA_VERSION, Line, SqliteStore, Store, StoreError
 from fedpipe_profiles.device import DeviceProfile
+from fedpipe_wire.moments import Moment, read_moment
 
-Open = Callable[[], Store]
+Open = Callable[..., Store]
 
 
 class Kept:
@@ -29,17 +30,22 @@ class Kept:
         self.runs: dict[str, str] = {}
         self.profiles: dict[str, str] = {}
         self.lines: dict[tuple[str, str, int], str] = {}
+        self.moments: dict[str, Moment] = {}
         self.counter = 0
 
 
 class MemoryStore:
     """A store without a disk, for tests."""
 
-    def __init__(self, kept: Kept) -> None:
-        self._kept = kept
+    def __init__(self, kept: Kept, moment: Callable[[], Moment] = read_moment) -> None:
+        self._kept, self._moment = kept, moment
+
+    def moments(self) -> dict[str, Moment]:
+        return dict(self._kept.moments)
 
     def save_run(self, state: RunState, lines: Sequence[Line] = ()) -> None:
         self._kept.runs[state.run] = state.model_dump_json()
+        self._kept.moments[state.run] = self._moment()
         for line in lines:
             self._kept.lines.setdefault((state.run, line.file, line.number), line.text)
 
@@ -75,8 +81,9 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]
     kept = Kept()
     opened: list[Store] = []
 
-    def open_() -> Store:
-        store: Store = SqliteStore(tmp_path / "store.db") if request.param == "sqlite" else MemoryStore(kept)
+    def open_(moment: Callable[[], Moment] = read_moment) -> Store:
+        sqlite = request.param == "sqlite"
+        store: Store = SqliteStore(tmp_path / "store.db", moment) if sqlite else MemoryStore(kept, moment)
         opened.append(store)
         return store
 
@@ -121,6 +128,18 @@ def test_runs_come_in_the_order_in_which_they_were_first_saved(open_store: Open)
     store.save_run(states[0].model_copy(update={"phase": "stopped"}))
     found = open_store().runs()
     assert [(state.run, state.phase) for state in found] == [("z", "stopped"), ("a", "surveying"), ("m", "surveying")]
+
+
+def test_when_each_run_was_last_saved_is_known(open_store: Open) -> None:
+    moments = [Moment("this boot", 0.5 * n, 1e9 + n) for n in range(4)]
+    waiting = iter(moments)
+    store = open_store(lambda: next(waiting))
+    assert store.moments() == {}
+    other = begin().model_copy(update={"run": "other"})
+    for state in (STATES[1], other, STATES[2]):
+        store.save_run(state)
+    store.save_run(STATES[2], [Line("audit.jsonl", 1, "{}")])
+    assert open_store().moments() == {STATES[0].run: moments[3], "other": moments[1]}
 
 
 def test_lines_of_records_wait_in_order_until_they_are_forgotten(open_store: Open) -> None:
@@ -256,9 +275,10 @@ def test_only_the_agents_that_changed_are_written(tmp_path: Path) -> None:
     drive.hear("b", evaluated(1))
     store.save_run(drive.state)
     inserts = [sql for sql in written if sql.startswith("INSERT")]
-    assert len(inserts) == 1
-    assert "INTO members" in inserts[0]
-    assert '"name":"b"' in inserts[0]
+    assert ["INTO members" in inserts[0], '"name":"b"' in inserts[0], "REPLACE INTO moments" in inserts[1]] == [
+        True
+    ] * 3
+    assert len(inserts) == 2
     store.close()
 
 
@@ -270,7 +290,7 @@ def _write_schema_1(path: Path, states: Sequence[RunState]) -> None:
         db.execute("CREATE TABLE agents (agent TEXT PRIMARY KEY, profile TEXT NOT NULL)")
         db.execute("CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)")
         for number, state in enumerate(states):
-            old = json.loads(state.model_dump_json(exclude={"former", "work_at"}))
+            old = json.loads(state.model_dump_json(exclude={"former", "work_at", "resumed_at"}))
             for member in old["members"].values():
                 for key in ("delivered", "former_plan", "late", "fetch_at"):
                     del member[key]
@@ -291,11 +311,28 @@ def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path, stat
         assert store.profiles() == {"a": device("a")}
         assert store.next_counter() == 3001
         assert store.lines(state.run) == []
+        assert store.moments() == {}
     with closing(sqlite3.connect(tmp_path / "store.db.schema-1")) as copy:
         ((text,),) = copy.execute("SELECT state FROM runs WHERE number = 1").fetchall()
     assert json.loads(text)["members"].keys() == state.members.keys()
     with closing(SqliteStore(path)) as again:
         assert again.runs() == [state, other]
+
+
+def test_a_store_of_the_second_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with closing(SqliteStore(path)) as store:
+        store.save_run(STATES[-1], [Line("audit.jsonl", 1, "{}")])
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DROP TABLE moments")
+        db.execute("""UPDATE runs SET state = json_set(json_remove(state, '$.resumed_at'), '$.began', 12.5)""")
+        db.execute("PRAGMA user_version=2")
+    with closing(SqliteStore(path)) as store:
+        assert (store.runs(), store.moments()) == ([STATES[-1]], {})
+        assert store.lines(STATES[-1].run) == [Line("audit.jsonl", 1, "{}")]
+        store.save_run(STATES[-1], [Line("audit.jsonl", 2, "{}")])
+        assert set(store.moments()) == {STATES[-1].run}
+    assert (tmp_path / "store.db.schema-2").exists()
 
 
 def test_a_first_version_that_cannot_be_read_is_left_as_it_is(tmp_path: Path) -> None:

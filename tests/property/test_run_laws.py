@@ -20,6 +20,7 @@ from run_support import (
     trained,
 )
 
+from fedpipe_coordinator.membership import OFFLINE_GRACE_S
 from fedpipe_coordinator.resume import resume
 from fedpipe_coordinator.run_events import (
     AgentOffline,
@@ -250,6 +251,17 @@ class AnyRun(RuleBasedStateMachine):
         for action in self.drive.all(Send):
             if isinstance(action.message, Ack) and action.message.accepted:
                 assert action.message.sha256 in {*used, *waiting, *present}
+
+    @invariant()
+    def enough_agents_do_not_wait_longer_than_the_grace(self) -> None:
+        """For whom, is told by nobody who comes and goes meanwhile."""
+        if not hasattr(self, "drive") or self.drive.state.phase != "planning":
+            return
+        state = self.drive.state
+        ready = sum(m.online and m.contribution is not None for m in state.members.values())
+        since = max(state.phase_began, state.resumed_at or 0.0)
+        if ready >= state.job.rounds.min_agents and self.drive.now - since > OFFLINE_GRACE_S:
+            assert state.planning_asked
 
     @invariant()
     def a_stored_run_is_the_run(self) -> None:

@@ -20,7 +20,8 @@ from fedpipe_coordinator.control import (
     ask,
     refuse_second,
 )
-from fedpipe_coordinator.watchers import MAX_EVENTS, Event, Watchers
+from fedpipe_coordinator.retelling import Event
+from fedpipe_coordinator.watchers import Watchers
 
 
 @contextmanager
@@ -53,10 +54,9 @@ def test_a_folder_with_a_longer_name_than_a_socket_may_have(tmp_path: Path) -> N
 
 def test_many_answers_come_in_order_and_end(tmp_path: Path) -> None:
     watchers = Watchers()
-    watchers.say("r", {"event": "one"})
 
     def follow(request: ControlRequest) -> None:
-        watchers.follow("r", request.replies)
+        watchers.follow("r", request.replies, [{"event": "one"}], over=False)
         following.set()
 
     following = threading.Event()
@@ -153,28 +153,21 @@ def _heard(queue: SimpleQueue[Event | None]) -> list[Event | None]:
     return [queue.get_nowait() for _ in range(queue.qsize())]
 
 
-def test_a_late_watcher_hears_everything_in_order() -> None:
+def test_a_late_watcher_hears_what_was_said_and_then_what_is_said() -> None:
     watchers = Watchers()
     early: SimpleQueue[Event | None] = SimpleQueue()
     late: SimpleQueue[Event | None] = SimpleQueue()
-    watchers.follow("r", early)
+    watchers.follow("r", early, [], over=False)
     watchers.say("r", {"event": "a"})
     watchers.say("other", {"event": "not for r"})
-    watchers.follow("r", late)
+    watchers.follow("r", late, [{"event": "a"}], over=False)
     watchers.say("r", {"event": "b"})
     watchers.end("r")
+    watchers.say("r", {"event": "nobody listens any more"})
     assert _heard(early) == _heard(late) == [{"event": "a"}, {"event": "b"}, None]
 
 
-def test_after_the_end_decisions_are_kept_and_progress_is_not() -> None:
-    watchers = Watchers()
-    for n in range(MAX_EVENTS + 10):
-        watchers.say("r", {"event": "progress", "n": n})
-    watchers.say("r", {"event": "run-done"})
-    during: SimpleQueue[Event | None] = SimpleQueue()
-    watchers.follow("r", during)
-    assert during.qsize() == MAX_EVENTS + 1
-    watchers.end("r")
+def test_who_watches_a_run_that_is_over_hears_its_end_at_once() -> None:
     after: SimpleQueue[Event | None] = SimpleQueue()
-    watchers.follow("r", after)
+    Watchers().follow("r", after, [{"event": "run-done"}], over=True)
     assert _heard(after) == [{"event": "run-done"}, None]

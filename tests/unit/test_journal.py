@@ -12,9 +12,9 @@ from small_disk import fill, read_only, small_disk
 from fedpipe_agent.errors import JournalError, StateFolderError
 from fedpipe_agent.journal import MIGRATIONS, Journal
 from fedpipe_agent.memory import Memory
-from fedpipe_agent.moments import Moment, read_moment, rebased
 from fedpipe_agent.state_folder import StateFolder
 from fedpipe_wire.database import Database
+from fedpipe_wire.moments import Moment
 
 NOW = Moment("this boot", 500.0, 1_000_000.0)
 
@@ -52,15 +52,8 @@ def test_what_was_saved_last_is_loaded(tmp_path: Path) -> None:
     ],
 )
 def test_the_time_that_a_task_has_used_is_counted_on_and_never_less(now: Moment, used_s: float) -> None:
-    memory = rebased(Memory(began=400.0), NOW, now)
+    memory = Memory(began=400.0).rebased(NOW, now)
     assert now.monotonic_s - memory.began == pytest.approx(used_s)
-
-
-def test_two_moments_of_one_boot_are_told_apart_by_the_monotonic_clock_alone(tmp_path: Path) -> None:
-    first, second = read_moment(), read_moment()
-    assert first.boot == second.boot
-    assert first.monotonic_s <= second.monotonic_s
-    assert read_moment(tmp_path / "none").boot != read_moment(tmp_path / "none").boot
 
 
 # --- what is wrong with a folder --------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """A run after a restart of the coordinator: taken up where it was, with the agents that were there."""
 
-from run_support import Drive, finish, name_of, ref, tasks, trained, training
+import pytest
+from run_support import Drive, begin, finish, name_of, ref, tasks, trained, training
 
-from fedpipe_coordinator.resume import resume
+from fedpipe_coordinator.membership import OFFLINE_GRACE_S
+from fedpipe_coordinator.resume import rebase, resume
 from fedpipe_coordinator.run_events import (
     AgentOnline,
     Aggregate,
@@ -11,8 +13,11 @@ from fedpipe_coordinator.run_events import (
     MakePlans,
     StopAsked,
     Ticked,
+    UpdateStored,
 )
+from fedpipe_coordinator.run_state import RunState
 from fedpipe_wire.messages import EvaluateTask, TrainTask
+from fedpipe_wire.moments import Moment
 
 
 def test_a_restarted_coordinator_offers_the_adapter_and_takes_the_round_up() -> None:
@@ -97,3 +102,83 @@ def test_a_run_that_is_over_stays_as_it_is() -> None:
     drive = training("a")
     drive(StopAsked())
     assert resume(drive.state, 1e6) == (drive.state, ())
+
+
+# --- time -------------------------------------------------------------------------------------------------------
+
+DAY = 86_400.0
+
+
+def _after(drive: Drive, away_s: float, boot: str = "next") -> Drive:
+    """The same run in another process, after the coordinator was away."""
+    then = Moment("this", drive.now, 1e9)
+    now = Moment(boot, drive.now + away_s if boot == "this" else 7.0, 1e9 + away_s)
+    state = rebase(RunState.model_validate_json(drive.state.model_dump_json()), then, now)
+    state, actions = resume(state, now.monotonic_s)
+    return Drive(state, now.monotonic_s, list(actions))
+
+
+@pytest.mark.parametrize("boot", ["this", "next"])
+def test_a_round_lasts_as_long_as_it_did_also_while_the_coordinator_was_away(boot: str) -> None:
+    drive = training("a", "b")
+    drive.hear("a", trained("a", 1), after_s=30.0)
+    again = _after(drive, 45.0, boot)
+    for agent in ("a", "b"):
+        again(AgentOnline(agent, f"{agent}-1"), after_s=1.0)
+    again(UpdateStored("a", 1, trained("a", 1).update.sha256), after_s=3.0)
+    finish(again, "b")
+    again.aggregate()
+    assert again.state.pending is not None
+    assert again.state.pending.wall_s == pytest.approx(80.0)
+    assert again.member("b").round_s == pytest.approx(80.0)
+
+
+@pytest.mark.parametrize("boot", ["this", "next"])
+def test_a_deadline_that_passed_meanwhile_leaves_the_grace_to_be_heard(boot: str) -> None:
+    drive = training("a", "b")
+    finish(drive, "a")
+    again = _after(drive, DAY, boot)
+    again(AgentOnline("b", "b-1"), after_s=1.0)
+    again(Ticked(), after_s=OFFLINE_GRACE_S - 1.0)
+    assert again.phase == "training"
+    finish(again, "b")
+    assert set(again.all(Aggregate)[-1].updates) == {"a", "b"}
+
+
+def test_a_deadline_that_passed_meanwhile_passes_after_the_grace() -> None:
+    drive = training("a", "b")
+    finish(drive, "a")
+    again = _after(drive, DAY)
+    again(AgentOnline("b", "b-1"), after_s=1.0)
+    again(Ticked(), after_s=OFFLINE_GRACE_S + 1.0)
+    assert set(again.all(Aggregate)[-1].updates) == {"a"}
+
+
+def test_a_deadline_that_has_not_passed_does_not_begin_anew() -> None:
+    drive = training("a", "b")
+    finish(drive, "a")
+    drive(Ticked(), after_s=100.0)
+    again = _after(drive, 5.0)  # of 145 s
+    again(AgentOnline("b", "b-1"), after_s=1.0)
+    again(Ticked(), after_s=38.0)
+    assert again.phase == "training"
+    again(Ticked(), after_s=2.0)
+    assert again.phase == "aggregating"
+
+
+def test_a_run_of_which_nobody_knows_when_it_was_stored_begins_its_phase_anew() -> None:
+    drive = training("a", "b")
+    now = Moment("next", 50.0, 1e9)
+    state = rebase(drive.state, None, now)
+    assert (state.phase_began, state.round_began) == (50.0, 50.0)
+
+
+def test_a_run_that_waited_for_the_one_before_it_goes_on_waiting() -> None:
+    waiting = begin()
+    assert rebase(waiting, Moment("this", 10.0, 1e9), Moment("next", 5.0, 1e9 + DAY)).phase_began == 5.0
+
+
+def test_the_times_of_a_run_that_is_over_are_left_as_they_are() -> None:
+    drive = training("a")
+    drive(StopAsked())
+    assert rebase(drive.state, Moment("this", 10.0, 1e9), Moment("next", 5.0, 1e9)) is drive.state

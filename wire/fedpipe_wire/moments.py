@@ -1,14 +1,12 @@
-"""Points in time that mean something after a restart, and how much of a task's time has passed until then.
+"""Points in time that mean something after a restart, on this machine or another.
 
-Owns the reading of the clocks. Within one boot of the machine only the monotonic clock counts, so that a wall clock
-that is wrong or is set changes nothing.
+Owns the reading of the clocks. Within one boot of a machine only the monotonic clock counts, so that a wall clock that
+is wrong or is set changes nothing.
 """
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-from fedpipe_agent.memory import Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +33,13 @@ def read_moment(boot_file: Path = Path("/proc/sys/kernel/random/boot_id")) -> Mo
     return Moment(boot, time.monotonic(), time.time())
 
 
-def rebased(memory: Memory, then: Moment, now: Moment) -> Memory:
-    """A memory of `then` in the monotonic seconds of `now`.
+def rebased(at_s: float, then: Moment, now: Moment) -> float:
+    """A time of `then`'s monotonic clock, at or before `then`, in the monotonic seconds of `now`.
 
-    Across boots, the time between is the difference of the wall clocks, and never less than nothing.
+    Across boots, the time between the two moments is the difference of the wall clocks, and never less than nothing.
     """
     if then.boot == now.boot and now.monotonic_s >= then.monotonic_s:
-        return memory
-    used_s = max(0.0, then.monotonic_s - memory.began)
+        return at_s
+    passed_s = max(0.0, then.monotonic_s - at_s)
     away_s = max(0.0, now.wall_s - then.wall_s)
-    return memory.model_copy(update={"began": now.monotonic_s - away_s - used_s})
+    return now.monotonic_s - away_s - passed_s

@@ -168,7 +168,9 @@ def planned(state: RunState, action: MakePlans, peaks: Mapping[str, int] | None 
 def aggregated(state: RunState, action: Aggregate) -> Aggregated:
     """What an aggregator would answer: an adapter whose name is a function of the former one and of the updates."""
     assert state.adapter is not None
-    return Aggregated(action.round, ref(name_of("adapter", state.adapter.sha256, sorted(action.updates.items()))), 0.01)
+    late = sorted(action.late.items())
+    made_of = [state.adapter.sha256, sorted(action.updates.items()), *([late] if late else [])]
+    return Aggregated(action.round, ref(name_of("adapter", *made_of)), 0.01)
 
 
 @dataclass

@@ -5,7 +5,6 @@ transfer and a trainer would do. Heavy work is stood in for by names that are fu
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +26,6 @@ from fedpipe_agent.agent_events import (
     ShelveUpdate,
     StopTrainer,
     TaskCame,
-    TrainerEnded,
     TrainerReplied,
     UpdateNamed,
     UpdateShelved,
@@ -35,10 +33,9 @@ from fedpipe_agent.agent_events import (
 )
 from fedpipe_agent.agent_events import Ticked as AgentTicked
 from fedpipe_agent.state import AgentState
-from fedpipe_agent.trainer_protocol import ErrorReply, OpenRequest, Request, TrainedReply, TrainRequest
+from fedpipe_agent.trainer_protocol import OpenRequest, Request, TrainedReply, TrainRequest
 from fedpipe_coordinator.resume import resume
 from fedpipe_coordinator.run_events import (
-    AgentOffline,
     AgentOnline,
     Aggregate,
     Export,
@@ -50,14 +47,16 @@ from fedpipe_coordinator.run_events import (
     RunEvent,
     Send,
     Ticked,
-    UpdateRejected,
+    UpdateDelayed,
     UpdateStored,
 )
 from fedpipe_coordinator.run_state import RunState
-from fedpipe_wire.messages import Ack, BlobRef, Progress, Task, Welcome
+from fedpipe_wire.messages import Ack, BlobRef, Progress, Task, Trained, Welcome
 
 NAMES = ("a", "b", "c")
 ROUNDS = 3
+OF_ONE_PROCESS = (MakePlans, Aggregate, Export, Fetch, UpdateStored, UpdateDelayed)
+"""What ends with the coordinator's process."""
 
 
 @dataclass
@@ -106,12 +105,21 @@ class Silo:
 
 @dataclass
 class World:
-    """Everything that is under way. `step` lets one thing happen, chosen by its argument."""
+    """Everything that is under way. `happen` lets one thing happen, chosen by its arguments.
+
+    Attributes:
+        wire: What is on its way, to whom; the coordinator's own work and the transfers that it asked for are among it.
+        stored: How often an update came whole.
+        offered: The updates of which the coordinator has heard, by agent, round and name.
+        dying: The coordinator is killed in its next step: what it decided is stored, and not done.
+    """
 
     run: Drive
     silos: dict[str, Silo]
     wire: list[tuple[str, Any]] = field(default_factory=list)
     stored: Counter[tuple[str, int, str]] = field(default_factory=Counter)
+    offered: set[tuple[str, int, str]] = field(default_factory=set)
+    dying: bool = False
 
     @property
     def state(self) -> RunState:
@@ -120,7 +128,25 @@ class World:
     # --- the coordinator ----------------------------------------------------------------------------------------
 
     def coordinator(self, what: RunEvent, after_s: float = 0.0) -> None:
-        self.take(self.run(what, after_s))
+        if isinstance(what, Heard) and isinstance(what.message, Trained) and what.agent in self.state.members:
+            self.offered.add((what.agent, what.message.round, what.message.update.sha256))
+        actions = self.run(what, after_s)
+        if self.dying and actions and self.state.open:
+            self.dying = False
+            self.restarts()
+        else:
+            self.take(actions)
+
+    def restarts(self) -> None:
+        """The coordinator is killed and comes back: it has its state, and none of its work."""
+        state = RunState.model_validate_json(self.state.model_dump_json())
+        self.wire = [(to, item) for to, item in self.wire if not isinstance(item, OF_ONE_PROCESS)]
+        self.run.state, actions = resume(state, self.run.now)
+        self.run.actions.extend(actions)
+        self.take(actions)
+        for silo in self.silos.values():
+            if silo.online:  # its presence is retained at the broker, and is heard some time later
+                self.wire.append(("coordinator", AgentOnline(silo.name, silo.session_name)))
 
     def take(self, actions: tuple[RunAction, ...]) -> None:
         for action in actions:
@@ -135,14 +161,13 @@ class World:
     def arrive(self, to: str, item: Any) -> None:
         match item:
             case Fetch(agent, round_, blob):
+                # Its outcome is on its way for a while, and meanwhile rounds end.
                 there = blob.sha256 in self.silos[agent].outbox or self.stored[agent, round_, blob.sha256]
                 self.stored[agent, round_, blob.sha256] += bool(there)
-                outcome = (
-                    UpdateStored(agent, round_, blob.sha256)
-                    if there
-                    else UpdateRejected(agent, round_, blob.sha256, "it is not there")
-                )
-                self.coordinator(outcome)
+                stored = UpdateStored(agent, round_, blob.sha256)
+                self.wire.append((to, stored if there else UpdateDelayed(agent, round_, blob.sha256, "nothing came")))
+            case UpdateStored() | UpdateDelayed():
+                self.coordinator(item)
             case MakePlans():
                 self.coordinator(planned(self.state, item))
             case Aggregate():
@@ -286,107 +311,3 @@ class World:
                 return
             self.tick(0.5 if self.calm() else 30.0)
         raise AssertionError(f"the run stays in {self.state.phase}")
-
-
-# --- what can happen --------------------------------------------------------------------------------------------
-
-
-def happen(world: World, kind: str, which: int) -> None:
-    """Let one thing happen; `which` chooses on what. Nothing happens where there is nothing to happen to."""
-    if kind in ON_THE_WIRE and world.wire:
-        ON_THE_WIRE[kind](world, which % len(world.wire))
-    elif kind in TO_A_SILO:
-        TO_A_SILO[kind](world, world.silos[NAMES[which % len(NAMES)]])
-    elif kind in TO_ALL:
-        TO_ALL[kind](world)
-
-
-def _deliver(world: World, at: int) -> None:
-    world.arrive(*world.wire.pop(at))
-
-
-def _travels(to: str, item: Any) -> bool:
-    """Whether this goes over the network; the rest is the coordinator's own work."""
-    return isinstance(item, Heard) or to != "coordinator"
-
-
-def _double(world: World, at: int) -> None:
-    if _travels(*world.wire[at]):
-        world.wire.append(world.wire[at])
-
-
-def _drop(world: World, at: int) -> None:
-    to, item = world.wire[at]
-    if _travels(to, item):
-        del world.wire[at]
-        world.connects(world.silos[item.agent if isinstance(item, Heard) else to])
-
-
-def _fail(world: World, silo: Silo) -> None:
-    if silo.hands:
-        silo.hands.clear()
-        world.act(silo, silo.drive(TrainerReplied(ErrorReply(kind="out-of-memory", message="too large"))))
-
-
-def _offline(world: World, silo: Silo) -> None:
-    silo.online = False
-    world.admit(silo, Down())
-    world.coordinator(AgentOffline(silo.name))
-
-
-def _leave(world: World, silo: Silo) -> None:
-    silo.restart()
-    _offline(world, silo)
-
-
-def _restart(world: World, silo: Silo) -> None:
-    silo.restart()
-    world.connects(silo)
-
-
-def _new_disk(world: World, silo: Silo) -> None:
-    silo.restart(new_disk=True)
-    world.connects(silo)
-
-
-def _kill(world: World, silo: Silo) -> None:
-    """It dies at one of its next steps: what the step changed is in the journal, what it wanted is not done."""
-    silo.doom = len(world.wire) % 3
-
-
-def _trainer_dies(world: World, silo: Silo) -> None:
-    """A second death in one task would be taken for a lack of memory, and change what is planned."""
-    if silo.drive.state.in_hand and silo.drive.state.memory.deaths == 0:
-        silo.hands = []
-        world.act(silo, silo.drive(TrainerEnded(-9)))
-
-
-def _coordinator(world: World) -> None:
-    """The coordinator is killed and comes back: it has its state, and none of its work."""
-    state = RunState.model_validate_json(world.state.model_dump_json())
-    lost = (MakePlans, Aggregate, Export, Fetch)
-    world.wire = [(to, item) for to, item in world.wire if not isinstance(item, lost)]
-    world.run.state, actions = resume(state, world.run.now)
-    world.run.actions.extend(actions)
-    world.take(actions)
-    for silo in world.silos.values():
-        if silo.online:  # its presence is retained at the broker, and is heard some time later
-            world.wire.append(("coordinator", AgentOnline(silo.name, silo.session_name)))
-
-
-ON_THE_WIRE: dict[str, Callable[[World, int], None]] = {"deliver": _deliver, "double": _double, "drop": _drop}
-TO_A_SILO: dict[str, Callable[[World, Silo], Any]] = {
-    "work": World.work,
-    "fail": _fail,
-    "offline": _offline,
-    "leave": _leave,
-    "restart": _restart,
-    "kill": _kill,
-    "trainer": _trainer_dies,
-    "new disk": _new_disk,
-}
-TO_ALL: dict[str, Callable[[World], None]] = {
-    "tick": lambda world: world.tick(0.5),
-    "wait": lambda world: world.tick(60.0),
-    "coordinator": _coordinator,
-}

@@ -83,6 +83,7 @@ def on_refused(work: Step, member: Member, message: Refused) -> None:
     if not _asked_for(work.state, member, message.round):
         _too_late(work, member, message)
         return
+    _offer_lapses(work, member, message.reason)
     work.put(member.model_copy(update={"standing": "refused", "note": message.reason}))
     work.note("refused", f"{member.name} refuses: {message.reason}", agent=member.name)
 
@@ -92,6 +93,7 @@ def on_failed(work: Step, member: Member, failure: Failed) -> None:
     if not _asked_for(work.state, member, failure.round):
         _too_late(work, member, failure)
         return
+    _offer_lapses(work, member, failure.message)
     update: dict[str, object] = {"standing": "failed", "note": failure.message}
     if failure.kind == "out-of-memory" and failure.round > 0 and member.plan is not None:
         cap = int(MEMORY_BACKOFF * member.plan.predicted.peak_bytes)
@@ -101,6 +103,13 @@ def on_failed(work: Step, member: Member, failure: Failed) -> None:
     if "memory_cap_bytes" in update:
         text += "; it is planned smaller next round"
     work.note("failed", text, agent=member.name, data={"kind": failure.kind, "peak_bytes": failure.peak_bytes})
+
+
+def _offer_lapses(work: Step, member: Member, said: str) -> None:
+    """An agent gives a round up for which it had offered an update: it has lost it, or need not keep it."""
+    if member.trained is not None and member.delivered < member.trained.round:
+        work.do(StopFetch(member.name, member.trained.update.sha256))
+        decline(work, member.name, member.trained, f"{member.name} gave the round up: {said}")
 
 
 def _asked_for(state: RunState, member: Member, round_: int) -> bool:

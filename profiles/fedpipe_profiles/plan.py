@@ -12,6 +12,7 @@ from fedpipe_profiles.values import (
     Bytes,
     Count,
     Factor,
+    MeasuredSeconds,
     PositiveBytes,
     PositiveCount,
     PositiveSeconds,
@@ -38,8 +39,8 @@ class StepMeasurement(Value):
     trainable_parameters: Count
     side_parameters: Count = Field(description="frozen adapter parameters on the side path")
     steps: PositiveCount
-    step_s: PositiveSeconds = Field(description="median seconds of one step, forward, backward and optimizer")
-    evaluation_example_s: PositiveSeconds | None = Field(default=None, description="seconds per held-out example")
+    step_s: MeasuredSeconds = Field(description="median seconds of one step, forward, backward and optimizer")
+    evaluation_example_s: MeasuredSeconds | None = Field(default=None, description="seconds per held-out example")
     load_s: Seconds = Field(default=0.0, description="seconds to load the base at these bits")
     peak_bytes: PositiveBytes = Field(description="peak of the training memory, runtime context not counted")
     context_bytes: Bytes = Field(description="what the process held before the base was loaded")

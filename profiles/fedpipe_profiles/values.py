@@ -27,7 +27,8 @@ Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 """One dimension, or an index in it: a width, a rank, a length in tokens."""
 PositiveSize = Annotated[int, Field(gt=0, le=MAX_SIZE)]
 Seconds = Annotated[float, Field(ge=0.0, le=MAX_SECONDS)]
-PositiveSeconds = Annotated[float, Field(ge=MIN_STEP_S, le=MAX_SECONDS)]
+PositiveSeconds = Annotated[float, Field(gt=0.0, le=MAX_SECONDS)]
+MeasuredSeconds = Annotated[float, Field(ge=MIN_STEP_S, le=MAX_SECONDS)]
 """A time that somebody divides by."""
 Rate = Annotated[float, Field(ge=1.0, le=MAX_RATE)]
 """Bits, bytes or operations per second; less than one of them is no machine."""

@@ -135,6 +135,19 @@ def exclude(work: Step, member: Member, reason: str) -> None:
     work.do(Send(member.name, EndTask(run=work.state.run, reason=reason[:1000])))
 
 
+def leave_out(work: Step, name: str, reason: str) -> None:
+    """Go on without an agent whose words cannot be worked with; an update of it that was acknowledged still counts."""
+    member = work.state.members.get(name)
+    if member is None:
+        return
+    member = member.model_copy(update={"contribution": None, "evaluated": None, "measurements": ()})
+    if member.standing == "accepted":
+        work.put(member.model_copy(update={"survey": None, "note": reason}))
+        work.note("excluded", reason, agent=name)
+        return
+    exclude(work, member, reason)
+
+
 def other_base(name: str, theirs: str, ours: str) -> str:
     """Why an agent with other base files cannot take part."""
     differ = (

@@ -23,6 +23,7 @@ from fedpipe_coordinator.run_events import (
     Send,
     StopAsked,
     Ticked,
+    Unfit,
     UpdateDelayed,
     UpdateRejected,
     UpdateStored,
@@ -79,6 +80,8 @@ def _dispatch(work: Step, event: RunEvent) -> None:
             membership.agent_offline(work, event.agent)
         case Heard():
             _heard(work, event)
+        case Unfit():
+            membership.leave_out(work, event.agent, event.reason)
         case UpdateStored() | UpdateRejected() | UpdateDelayed() | Planned() | Aggregated():
             round_machine.on_work(work, event)
         case Exported():

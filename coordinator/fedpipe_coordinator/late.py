@@ -7,7 +7,7 @@ against the adapter that it was trained from, and used by one aggregation at mos
 from fedpipe_coordinator.run_events import Aggregate, Fetch, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.run_state import LateShare, LateUpdate, Member, RunState
 from fedpipe_coordinator.step import Step
-from fedpipe_coordinator.telling import acknowledge, decline, remember
+from fedpipe_coordinator.telling import REPLACED, acknowledge, decline, remember
 from fedpipe_profiles.plan import Plan
 from fedpipe_wire.messages import Trained
 
@@ -43,7 +43,7 @@ def keep(work: Step, member: Member, trained: Trained, plan: Plan) -> None:
         raise ValueError(f"{member.name}: round {trained.round} was closed, and its adapter is not known")
     for former in member.late:
         if former.round == trained.round:
-            work.do(StopFetch(member.name, former.trained.update.sha256))
+            _drop(work, work.state.members[member.name], former, REPLACED)
     entry = LateUpdate(round=trained.round, plan=plan, base=base, trained=trained)
     others = tuple(each for each in member.late if each.round != trained.round)
     work.put(member.model_copy(update={"late": (*others, entry)}))

@@ -9,11 +9,12 @@ from fedpipe_coordinator.metrics import metrics_data, metrics_text
 from fedpipe_coordinator.run_events import Fetch, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
-from fedpipe_coordinator.telling import acknowledge, decline, remember
+from fedpipe_coordinator.telling import REPLACED, acknowledge, decline, remember
 from fedpipe_wire.messages import Evaluated, Failed, Refused, Trained
 
 MEMORY_BACKOFF = 0.8
 MAX_MEASUREMENTS = 16
+MAX_REPLACED = 4
 _WORKING = ("asked", "offered", "gone")
 
 
@@ -45,20 +46,30 @@ def on_trained(work: Step, member: Member, message: Trained) -> None:
         acknowledge(work, member.name, message.round, message.update.sha256)
         return
     if member.standing != "offered" or member.trained != message:
-        former = member.trained
-        if member.standing == "offered" and former is not None and former.update != message.update:
-            work.do(StopFetch(member.name, former.update.sha256))
+        replaced = _replaced(work, member, message)
         measurements = member.measurements
         if message.measurement not in measurements[-1:]:
             measurements = (*measurements, message.measurement)[-MAX_MEASUREMENTS:]
-        update = {"trained": message, "standing": "offered", "measurements": measurements, "fetch_at": None}
-        work.put(member.model_copy(update=update))
+        update = {"trained": message, "replaced": replaced, "standing": "offered", "measurements": measurements}
+        work.put(member.model_copy(update=update | {"fetch_at": None}))
         work.note(
             "trained",
             f"{member.name} trained {message.examples} examples, loss {message.train_loss:.3f}",
             agent=member.name,
         )
     work.do(Fetch(member.name, message.round, message.update))
+
+
+def _replaced(work: Step, member: Member, message: Trained) -> tuple[Trained, ...]:
+    """The updates of this round that `message` takes the place of; they are answered when the round is over."""
+    former, replaced = member.trained, member.replaced
+    if former is None or former.update == message.update:
+        return replaced
+    work.do(StopFetch(member.name, former.update.sha256))
+    replaced = (*(each for each in replaced if each.update != message.update), former)
+    for each in replaced[:-MAX_REPLACED]:
+        decline(work, member.name, each, REPLACED)
+    return replaced[-MAX_REPLACED:]
 
 
 def _unwanted(state: RunState, member: Member, message: Trained) -> str | None:

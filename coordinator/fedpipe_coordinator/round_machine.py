@@ -20,7 +20,7 @@ from fedpipe_coordinator.run_events import (
 from fedpipe_coordinator.run_state import SETTLED, LateShare, Member, RoundResult, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import ask_again
-from fedpipe_coordinator.telling import decline
+from fedpipe_coordinator.telling import REPLACED, decline
 from fedpipe_wire.messages import Metrics
 
 DEADLINE_GRACE = 1.25
@@ -72,7 +72,15 @@ def finish_training(work: Step) -> None:
 
 
 def _leave_the_rest(work: Step, *, closed: bool) -> None:
-    """Who left while its update was on its way may bring it late, or learns that the round went on without it."""
+    """Who left while its update was on its way may bring it late, or learns that the round went on without it.
+
+    So does who offered another update in its place: which of the two it holds is known only now.
+    """
+    for member in work.members():
+        for former in member.replaced:
+            decline(work, member.name, former, REPLACED)
+        if member.replaced:
+            work.put(member.model_copy(update={"replaced": ()}))
     for member in work.members():
         if member.standing != "gone" or member.trained is None or member.plan is None:
             continue

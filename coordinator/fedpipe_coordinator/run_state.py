@@ -129,6 +129,9 @@ class Member(Value):
     evaluated: Metrics | None = None
     trained: Trained | None = None
     taken: tuple[str, ...] = ()
+    replaced: tuple[Trained, ...] = Field(
+        default=(), description="offered in this round before `trained`, not answered"
+    )
     round_s: float | None = None
     delivered: NonNegativeInt = Field(default=0, description="the last round of which an update is stored")
     former_plan: Plan | None = Field(default=None, description="of the round before, while its update is still out")

@@ -10,6 +10,8 @@ from fedpipe_wire.messages import Ack, Trained
 
 REMEMBERED_UPDATES = 4
 """An update that is offered again after its round must not be called not taken."""
+REPLACED = "another update of this round took its place"
+"""Why an update is not taken of an agent that offered two."""
 
 
 def acknowledge(work: Step, agent: str, round_: int, sha256: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from federation import Federation, children_of, fedpipe_agent, kill, wait_for, write_job
+from federation import Federation, children_of, kill, wait_for, write_job
 from mosquitto_support import mosquitto_or_skip
 from tiny_models import make_tiny_model, write_classification
 
@@ -108,19 +109,30 @@ def test_an_agent_and_its_trainer_that_are_killed_end_in_the_same_bytes(place: P
             pytest.fail(json.dumps(audit))
 
 
-def test_of_two_agents_of_one_name_the_newer_is_turned_away_and_ends_with_its_code(place: Path) -> None:
+def test_of_two_agents_of_one_name_the_older_works_on_and_the_newer_ends_with_its_code(place: Path, calm: str) -> None:
     with _federation(place, "doubled") as federation:
         older = federation.start_agent("a", {"words": place / "a.jsonl"})
         federation.wait_for_agents("a")
         other = place / "doubled" / "elsewhere"
         other.mkdir()
         shutil.copy(place / "doubled" / "a" / "agent.toml", other)
-        ended = fedpipe_agent("run", "--config", other / "agent.toml")
-        assert ended.code == ExitCode.IDENTITY_IN_USE, ended
-        assert "another agent of the name 'a' works for this federation" in ended.said
-        assert ended.said.count("does not let this agent in") == 1
-        assert "Traceback" not in ended.err
+        newer = federation.start_module("a again", "fedpipe_agent", "run", "--config", other / "agent.toml")
+        wait_for("the newer is turned away", lambda: "does not let" in newer.log.read_text(), [newer, older])
+        assert _run(federation, place) == calm, "the newer one asks all the time, and changes nothing"
+        assert newer.process.wait(120) == ExitCode.IDENTITY_IN_USE
+        said = " ".join(newer.log.read_text().split())
+        assert "another agent of the name 'a' works for this federation" in said
+        assert said.count("does not let this agent in") == 1
+        assert "Traceback" not in said
         assert older.process.poll() is None
-        federation.wait_for_agents("a")
-        run = federation.submit(place / "job.toml", *JOB)
-        federation.wait_for_audit(run, "run-done")
+        _coordinator_tells_of_the_newer(federation)
+
+
+def _coordinator_tells_of_the_newer(federation: Federation) -> None:
+    """In its log, once, and where people look who is there."""
+    told = re.compile(r"turned away: agent a is here as session \w+, and session \w+ asks for the same name: stop one")
+    log = " ".join(federation.children["coordinator"].log.read_text().split())
+    assert len(told.findall(log)) == 1
+    assert told.search(federation.ask("agents").said)
+    agent = federation.ask("agents", "--format", "json").json()["agents"]["a"]
+    assert (agent["online"], len(agent["turned_away"])) == (True, 1)

@@ -4,12 +4,13 @@ Owns when files are written and what is done about a folder that does not take t
 a file is in the store. It decides nothing about a run.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from fedpipe_coordinator.record_trail import RecordTrail
-from fedpipe_coordinator.records import RecordError, RecordsFullError, RunFolder, round_record
+from fedpipe_coordinator.records import AUDIT, ROUNDS, RecordError, RecordsFullError, RunFolder, round_record
 from fedpipe_coordinator.report import write_report
 from fedpipe_coordinator.retelling import Event
 from fedpipe_coordinator.run_events import Note, RunAction, SaveRound
@@ -38,15 +39,20 @@ class RecordKeeper:
         folder: Callable[[str], RunFolder],
         watchers: Watchers,
         clock: Callable[[], datetime],
+        log: Callable[[str], None],
     ) -> None:
-        self._store, self._folder, self._watchers = store, folder, watchers
+        self._store, self._folder, self._watchers, self._log = store, folder, watchers, log
         self._trail = RecordTrail(store, folder, clock)
         self._troubles: dict[str, tuple[Trouble, float]] = {}
+        self._unconcluded: set[str] = set()
 
     def open(self, state: RunState) -> None:
         """Take up what an earlier process stored and did not write out."""
         if state.open or self._store.lines(state.run):
             self._trail.open(state.run)
+        if state.open:
+            with contextlib.suppress(RecordError):  # told when the run next writes there
+                self._mend(state, self._folder(state.run))
 
     def untold(self, state: RunState) -> bool:
         """Whether a run is over and its folder does not say so: a kill came between the two."""
@@ -81,32 +87,72 @@ class RecordKeeper:
 
     def write_out(self, runs: Mapping[str, RunState], now: float) -> Iterator[tuple[str, Trouble]]:
         """Write what waits into the files; the runs whose folder does not take it, each when that is news."""
-        for run in self._trail.waiting():
+        for run in dict.fromkeys([*self._trail.waiting(), *self._unconcluded]):
             before = self._troubles.get(run)
             if before is not None and now < before[1]:
                 continue
-            try:
-                if self._trail.write_out(run):
-                    self._folder(run).write_summary(runs[run], {})
+            trouble = self._write(runs[run])
+            if trouble is None:
                 self._troubles.pop(run, None)
-            except RecordError as error:
-                trouble = Trouble(str(error), lasting=not isinstance(error, RecordsFullError))
-                self._troubles[run] = trouble, now + AGAIN_S
-                if before is None or before[0] != trouble:
-                    yield run, trouble
+                continue
+            self._troubles[run] = trouble, now + AGAIN_S
+            if before is None or before[0] != trouble:
+                yield run, trouble
 
-    def conclude(self, state: RunState) -> Trouble | None:
-        """Write all of a run that is over; its summary last, for that tells that all is written."""
+    def conclude(self, state: RunState, now: float) -> Trouble | None:
+        """Write all of a run that is over; where its folder does not take that now, `write_out` tries it again."""
+        self._unconcluded.add(state.run)
+        trouble = self._write(state)
+        if trouble is None:
+            self._troubles.pop(state.run, None)
+        else:
+            self._troubles[state.run] = trouble, now + AGAIN_S
+        return trouble
+
+    def _write(self, state: RunState) -> Trouble | None:
+        """What is to be written of a run at this moment; what keeps it from being written, if anything."""
         folder = self._folder(state.run)
         try:
-            self._trail.write_out(state.run)
-            with folder.writing():
-                summary = folder.summary(state, folder.exports())
-                write_report(folder.path / "report.html", summary, folder.path / "audit.jsonl")
-            folder.write_summary(state, folder.exports())
+            if state.run in self._unconcluded:
+                self._write_end(state, folder)
+            elif state.open:
+                self._write_open(state, folder)
+            elif folder.path.is_dir():
+                self._trail.write_out(state.run)
+            else:  # its owner has removed a run that is over
+                self._trail.drop(state.run)
         except RecordError as error:
             return Trouble(str(error), lasting=not isinstance(error, RecordsFullError))
         return None
+
+    def _write_open(self, state: RunState, folder: RunFolder) -> None:
+        """Bring an open run's lines into their files, and its summary up to date after a round."""
+        if self._trail.write_out(state.run):
+            self._mend(state, folder, (ROUNDS,))
+            folder.write_summary(state, {})
+
+    def _write_end(self, state: RunState, folder: RunFolder) -> None:
+        """Write all of a run that is over; its summary last, for that tells that all is written."""
+        folder.make_again()
+        self._mend(state, folder)
+        self._trail.write_out(state.run)
+        with folder.writing():
+            summary = folder.summary(state, folder.exports())
+            try:
+                write_report(folder.path / "report.html", summary, folder.path / AUDIT)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                # Somebody has changed lines so that they are JSON and yet nothing that was written here.
+                self._log(f"{state.run}: {folder.path / 'report.html'} is not written: the records hold {error!r}")
+        folder.write_summary(state, folder.exports())
+        self._unconcluded.discard(state.run)
+
+    def _mend(self, state: RunState, folder: RunFolder, files: Iterable[str] = (AUDIT, ROUNDS)) -> None:
+        """Set aside what cannot be read in a run's files; said once, for it is not there any more afterwards."""
+        for file in files:
+            text = folder.set_aside(file)
+            if text is not None:
+                self._log(f"{state.run}: {text}")
+                self.store(state, (Note("records-damaged", text, None, state.round),))
 
     def told(self, run: str) -> list[Event]:
         """All that watchers were told of a run so far, but for progress."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from fedpipe_coordinator.records import AUDIT, ROUNDS, RunFolder, read_lines
+from fedpipe_coordinator.records import AUDIT, ROUNDS, RunFolder
 from fedpipe_coordinator.retelling import Event, event_of, retell
 from fedpipe_coordinator.run_events import Note
 from fedpipe_coordinator.store import Line, Store
@@ -86,10 +86,19 @@ class RecordTrail:
                 self._store.forget_lines(run, file, new[-1].number)
         return any(line.file == ROUNDS for line in lines)
 
+    def drop(self, run: str) -> None:
+        """Nobody is to read what waits any more.
+
+        Raises:
+            StoreError: if the store cannot be written.
+        """
+        for line in self._waiting.pop(run, []):
+            self._store.forget_lines(run, line.file, line.number)
+
     def _lines(self, run: str, file: str) -> list[dict[str, Any]]:
         """A file's lines and those that wait for it."""
         try:
-            written = read_lines(self._folder(run).path / file)
-        except (OSError, ValueError):  # somebody has changed it, or taken it away
+            written = self._folder(run).lines(file)
+        except OSError:  # somebody has changed it, or taken it away
             written = []
         return written + [json.loads(line.text) for line in self._waiting.get(run, ()) if line.file == file]

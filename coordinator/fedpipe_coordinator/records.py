@@ -6,12 +6,12 @@ Owns the schema of these files. What they say is taken from the run's state; not
 import contextlib
 import errno
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.line_files import Keys, append_lines, last_number, read_lines, replace_bytes, set_aside
 from fedpipe_coordinator.metrics import metrics_data
 from fedpipe_coordinator.run_state import Member, RoundResult, RunState
 from fedpipe_profiles.model import ModelShape
@@ -20,6 +20,11 @@ from fedpipe_wire.messages import Metrics
 SCHEMA_VERSION = 1
 AUDIT = "audit.jsonl"
 ROUNDS = "rounds.jsonl"
+KEYS: Mapping[str, Keys] = {
+    AUDIT: {"number": int, "time": str, "kind": str, "round": int, "agent": object, "text": str},
+    ROUNDS: {"round": int, "agents": list},
+}
+"""What a line of each file has at least; one that has not was not written by this module."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -81,16 +86,16 @@ class RunFolder:
 
     Args:
         path: the folder.
-        make: make it where it is not there. One that its owner named is made when the run begins, and never again: it
-            may be on a disk that is not mounted.
+        ours: one of the federation's own: where it is gone, it may be made again to tell in it how its run ended. One
+            that its owner named may be on a disk that is not mounted.
 
     Raises:
         RecordError: from every method that writes, if the disk does not take it.
     """
 
-    def __init__(self, path: Path, *, make: bool = True) -> None:
+    def __init__(self, path: Path, *, ours: bool = True) -> None:
         self.path = path
-        self._make = make
+        self._ours = ours
 
     def claim(self) -> None:
         """Make the folder for a new run.
@@ -117,9 +122,10 @@ class RunFolder:
         if not self.path.is_dir():
             return None
         try:
-            return str(json.loads((self.path / "summary.json").read_text()).get("phase"))
-        except (OSError, ValueError):
+            summary = json.loads((self.path / "summary.json").read_text())
+        except (OSError, ValueError, RecursionError):
             return ""
+        return str(summary.get("phase")) if isinstance(summary, dict) else ""
 
     @property
     def adapter(self) -> Path:
@@ -132,19 +138,36 @@ class RunFolder:
         return self.path / "merged"
 
     def rounds(self) -> list[dict[str, Any]]:
-        """The rounds recorded so far."""
-        return read_lines(self.path / ROUNDS)
+        """The rounds recorded so far, as far as they can be read."""
+        return self.lines(ROUNDS)
 
     def audit(self) -> list[dict[str, Any]]:
-        """The decisions recorded so far."""
-        return read_lines(self.path / AUDIT)
+        """The decisions recorded so far, as far as they can be read."""
+        return self.lines(AUDIT)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a file that can be read.
+
+        Raises:
+            OSError: if the file itself cannot be.
+        """
+        return read_lines(self.path / name, KEYS[name])
 
     def last_number(self, name: str, key: str) -> int:
-        """The value of a key in the last whole line of a file; 0 where there is none, or none that can be read."""
-        try:
-            return int(json.loads((self.path / name).read_bytes().split(b"\n")[-2]).get(key, 0))
-        except (OSError, ValueError, IndexError, AttributeError):
-            return 0
+        """The value of a key in the last line of a file that can be read; 0 where there is none."""
+        return last_number(self.path / name, key, KEYS[name])
+
+    def set_aside(self, name: str) -> str | None:
+        """Take out of a file the lines that cannot be read, with a copy beside; what happened, for people."""
+        with self.writing():
+            done = set_aside(self.path / name, KEYS[name])
+        if done is None:
+            return None
+        copy, bad = done
+        return (
+            f"{bad} lines of {self.path / name} cannot be read: the run goes on with the others. The file as it was "
+            f"is kept as {copy.name}; see what changed it, another program or a failing disk"
+        )
 
     def summary(self, state: RunState, exports: dict[str, str]) -> dict[str, Any]:
         """What `summary.json` says."""
@@ -168,58 +191,32 @@ class RunFolder:
 
     def write_summary(self, state: RunState, exports: dict[str, str]) -> dict[str, Any]:
         """Write `summary.json` anew, whole, and return what it holds."""
-        summary = self.summary(state, exports)
         with self.writing():
+            summary = self.summary(state, exports)
             write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
     def append(self, name: str, lines: Sequence[str]) -> None:
         """Append lines to a file, all of them or, after a kill, the first ones."""
-        with self.writing(), (self.path / name).open("a+b") as file:
-            end = _whole_bytes(file)
-            file.truncate(end)
-            try:
-                file.write(b"".join(line.encode() + b"\n" for line in lines))
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):  # what was written of them is written again
-                    os.truncate(self.path / name, end)
-                raise
+        with self.writing():
+            append_lines(self.path / name, lines)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Say which folder it is that cannot be written, and make it where that may be done."""
+        """Say which folder it is that cannot be written."""
         with _naming(self.path):
-            if self._make:
-                self.path.mkdir(parents=True, exist_ok=True)
             yield
 
-
-def folder_of(state: RunState, home: Home, *, new: bool = False) -> RunFolder:
-    """The folder of a run: the one that its owner named, or one of the federation's. `new`: it may be made."""
-    return RunFolder(Path(state.folder), make=new) if state.folder else RunFolder(home.run(state.run))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The values in a file of JSON lines; a last line that a kill cut short was never said, and does not count."""
-    if not path.exists():
-        return []
-    # Only b"\n" ends a line: texts from agents may hold other characters that Python takes for line ends.
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    def make_again(self) -> None:
+        """Make the folder of a run that is over, if it is gone and was one of the federation's own."""
+        if self._ours:
+            with _naming(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
 
 
-def _whole_bytes(file: BinaryIO) -> int:
-    """How many bytes of a file of lines are whole lines."""
-    end = file.seek(0, os.SEEK_END)
-    while end > 0:
-        begin = max(0, end - 4096)
-        file.seek(begin)
-        found = file.read(end - begin).rfind(b"\n")
-        if found >= 0:
-            return begin + found + 1
-        end = begin
-    return 0
+def folder_of(state: RunState, home: Home) -> RunFolder:
+    """The folder of a run: the one that its owner named, or one of the federation's."""
+    return RunFolder(Path(state.folder), ours=False) if state.folder else RunFolder(home.run(state.run))
 
 
 @contextlib.contextmanager
@@ -227,6 +224,11 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_dir():
+            raise RecordError(
+                f"the run's folder {path} cannot be written: it is not there any more. Run the job again, and leave "
+                "the folders of open runs where they are"
+            ) from error
         kind = RecordsFullError if error.errno in _FULL else RecordError
         raise kind(
             f"the run's folder {path} cannot be written: {error.strerror or error}. Free space, make it writable "
@@ -236,9 +238,4 @@ def _naming(path: Path) -> Iterator[None]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's text so that a reader sees the old or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_bytes(path, text.encode())

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpipe_coordinator.records import read_lines, write_atomically
+from fedpipe_coordinator.line_files import read_lines
+from fedpipe_coordinator.records import AUDIT, KEYS, write_atomically
 from fedpipe_coordinator.view import describe_ranks, plain
 
 MIB = 1024 * 1024
@@ -35,7 +36,7 @@ svg text { font: 12px system-ui, sans-serif; fill: #444; }
 
 def write_report(path: Path, summary: Mapping[str, Any], audit: Path) -> None:
     """Write the page for a run's summary and audit record."""
-    write_atomically(path, render(summary, read_lines(audit)))
+    write_atomically(path, render(summary, read_lines(audit, KEYS[AUDIT])))
 
 
 def render(summary: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]]) -> str:

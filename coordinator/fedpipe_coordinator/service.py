@@ -84,7 +84,7 @@ class Service:
         self._reception = Reception(store, self.registry, exchange, self.watchers, log, self.runs.__contains__)
         self._each_tick = each_tick
         self._actor = Actor(exchange, blobs, self.registry, self._folder_of, self.post)
-        self.keeper = RecordKeeper(store, self._folder_of, self.watchers, lambda: datetime.now(UTC))
+        self.keeper = RecordKeeper(store, self._folder_of, self.watchers, lambda: datetime.now(UTC), log)
         self._stopping = False
         self._collect_due = True
         self._active: str | None = None
@@ -258,7 +258,7 @@ class Service:
         """
         run = make_run_id(job.job.name, datetime.now(UTC), secrets.token_bytes(2))
         state = RunState(run=run, job=job, phase="surveying", members={}, phase_began=time.monotonic(), folder=folder)
-        folder_of(state, self.home, new=True).claim()
+        folder_of(state, self.home).claim()
         self._become(state, state, (Note("run-began", f"job {job.job.name}: {job.job.model} on {job.data.dataset}"),))
         self._start_next()
         return run
@@ -292,7 +292,8 @@ class Service:
 
     def _conclude(self, state: RunState, *, again: bool = False) -> None:
         """Tell in a run's folder how it ended, `again` only where that is not told, and keep what remains of it."""
-        trouble = self.keeper.conclude(state) if not again or self.keeper.untold(state) else None
+        told = again and not self.keeper.untold(state)
+        trouble = None if told else self.keeper.conclude(state, time.monotonic())
         if trouble is not None:
             self._log(f"{state.run}: {trouble.text}")
         self.runs[state.run] = remains(state)

@@ -16,7 +16,7 @@ import pytest
 from run_support import Drive, aggregated, begin, evaluated, planned, scored, survey, trained
 
 from fedpipe_coordinator.record_trail import RecordTrail
-from fedpipe_coordinator.records import AUDIT, ROUNDS, RunFolder, read_lines, round_record
+from fedpipe_coordinator.records import AUDIT, RunFolder, round_record
 from fedpipe_coordinator.resume import resume
 from fedpipe_coordinator.run_events import (
     AgentOffline,
@@ -68,6 +68,7 @@ class Town:
         self.drive = Drive(begin(number=3))
         self.store = SqliteStore(self.folder / "store.db")
         self.runs = RunFolder(self.folder / "run")
+        self.runs.make_again()
         self.open_trail()
 
     def open_trail(self) -> None:
@@ -188,10 +189,10 @@ class Town:
 
     def record(self) -> dict[str, Any]:
         """What people read afterwards."""
-        audit = read_lines(self.runs.path / AUDIT)
+        audit = self.runs.audit()
         assert [line["number"] for line in audit] == list(range(1, len(audit) + 1))
         kinds = Counter((line["kind"], line["agent"]) for line in audit if line["kind"] not in COMINGS_AND_GOINGS)
-        rounds = read_lines(self.runs.path / ROUNDS)
+        rounds = self.runs.rounds()
         return {
             "kinds": kinds,
             "rounds": [(line["round"], line["metric"], line["late"]) for line in rounds],
@@ -257,6 +258,7 @@ def test_lines_reach_their_file_once_and_in_order_whatever_was_written_before_a_
 ) -> None:
     """The kill comes while the file is written: some lines are in it whole, one may be cut short."""
     folder = RunFolder(tmp_path / "run")
+    folder.make_again()
     with closing(SqliteStore(tmp_path / "store.db")) as store:
         trail = RecordTrail(store, lambda _: folder, lambda: WHEN)
         lines = [trail.note(begin().run, Note("late", f"line {number}")) for number in (1, 2, 3)]

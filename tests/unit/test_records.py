@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from run_support import PEAK, RUN, Drive, begin, evaluated, metrics, scored, shape, survey, trained
 
 from fedpipe_coordinator.record_trail import RecordTrail
-from fedpipe_coordinator.records import RunFolder, read_lines, round_record, write_atomically
+from fedpipe_coordinator.records import RunFolder, round_record, write_atomically
 from fedpipe_coordinator.run_events import AgentOnline, Note, SaveRound, UpdateStored
 from fedpipe_coordinator.run_state import RoundResult
 from fedpipe_coordinator.store import Store
@@ -59,6 +59,7 @@ def test_a_round_record_has_what_was_planned_beside_what_was_measured() -> None:
 
 def test_a_recorded_round_is_known_by_its_number(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
+    folder.claim()
     record = round_record(_result(), None, shape(), 1)
     folder.append("rounds.jsonl", [json.dumps(record)])
     assert RunFolder(tmp_path / "run").rounds() == [record]
@@ -66,7 +67,8 @@ def test_a_recorded_round_is_known_by_its_number(tmp_path: Path) -> None:
     assert record["metric"] is None
 
 
-LINES = st.dictionaries(st.text(max_size=5), st.text(max_size=30), max_size=3)
+OF_AUDIT = {"number": 1, "time": "t", "kind": "failed", "round": 0, "agent": None, "text": ""}
+LINES = st.dictionaries(st.text(max_size=5), st.text(max_size=30), max_size=3).map(lambda line: {**line, **OF_AUDIT})
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,11 +92,12 @@ def test_a_line_that_a_kill_cut_short_does_not_spoil_the_others(
 
 def test_a_cut_line_longer_than_what_is_read_at_once_is_dropped(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.append("audit.jsonl", ['{"n": 1}'])
+    one, two = {**OF_AUDIT, "text": "one"}, {**OF_AUDIT, "text": "two"}
+    folder.append("audit.jsonl", [json.dumps(one)])
     with (tmp_path / "audit.jsonl").open("ab") as file:
         file.write(b"x" * 20_000)
-    folder.append("audit.jsonl", ['{"n": 2}'])
-    assert folder.audit() == [{"n": 1}, {"n": 2}]
+    folder.append("audit.jsonl", [json.dumps(two)])
+    assert folder.audit() == [one, two]
 
 
 @pytest.mark.parametrize(
@@ -140,4 +143,4 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
-    assert read_lines(tmp_path / "audit.jsonl") == []
+    assert RunFolder(tmp_path).audit() == []

@@ -134,7 +134,7 @@ def test_the_report_is_written_from_a_runs_folder_with_a_cut_audit(tmp_path: Pat
     folder = RunFolder(tmp_path)
     summary = folder.write_summary(begin(), {})
     (tmp_path / "audit.jsonl").write_bytes(
-        b'{"time": "t", "kind": "k", "agent": null, "round": 0, "text": "whole \xe2\x80\xa8 line"}\n{"time": "t", "ki'
+        b'{"number": 1, "time": "t", "kind": "k", "agent": null, "round": 0, "text": "whole \xe2\x80\xa8 line"}\n{"ki'
     )
     write_report(tmp_path / "report.html", summary, tmp_path / "audit.jsonl")
     assert "whole   line" in Page((tmp_path / "report.html").read_text()).text

@@ -90,7 +90,11 @@ class Exchange:
     # --- sending ------------------------------------------------------------------------------------------------
 
     def send(self, agent: str, message: Task | Ack | BlobRequest | Welcome | TurnedAway) -> None:
-        """Send to one agent; kept until the session is up."""
+        """Send to one agent; kept until the session is up.
+
+        Raises:
+            MessageError: if the message is larger than an agent reads.
+        """
         self._publish(self._topics.down(agent, COORDINATOR_CHANNELS[type(message)]), message, retain=False)
 
     def announce(self, message: RunState) -> None:
@@ -123,8 +127,9 @@ class Exchange:
             self._log(f"old blobs stay: {error}")
 
     def _publish(self, topic: str, message: CoordinatorMessage, *, retain: bool) -> None:
+        payload = encode(message)
         outside = envelope.Envelope(SCHEMA_VERSION, uuid.uuid4().hex, self._next_counter())
-        sent = self.transport.publish(topic, encode(message), retain=retain, properties=outside.properties())
+        sent = self.transport.publish(topic, payload, retain=retain, properties=outside.properties())
         if sent is None:
             self._unsent.append((topic, message, retain))
 

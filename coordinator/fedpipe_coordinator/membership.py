@@ -6,6 +6,7 @@ planned from the next round on.
 
 from fedpipe_coordinator import late
 from fedpipe_coordinator.base_model import base_identity, curve_problem
+from fedpipe_coordinator.message_room import labels_problem, model_problem
 from fedpipe_coordinator.run_events import AgentOnline, Send
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
@@ -79,6 +80,12 @@ def drop_the_lost(work: Step) -> None:
 def on_surveyed(work: Step, member: Member, survey: Survey) -> None:
     """An agent says what it holds; one that cannot belong to this run is told why."""
     if member.survey is not None or member.standing == "refused":  # who was left out was told why, once
+        return
+    problem = labels_problem(survey.labels, f"{member.name} has") or model_problem(survey.shape, work.state.job)
+    if problem is not None:
+        exclude(
+            work, member, problem if problem.startswith(member.name) else f"{member.name} cannot take part: {problem}"
+        )
         return
     labels = work.state.job.data.labels or (work.state.labels if work.state.phase != "surveying" else ())
     unknown = sorted(set(survey.labels) - set(labels)) if labels else []

@@ -8,7 +8,7 @@ import pytest
 from office import Office
 from run_support import device, finish, job, scored, survey, trained, training
 
-from fedpipe_coordinator import mishap, run_machine
+from fedpipe_coordinator import membership, mishap, run_machine
 from fedpipe_coordinator.run_events import AgentOnline, Aggregate, Heard, MakePlans, Ticked, Unfit, WorkFailed
 from fedpipe_coordinator.store import StoreError
 from fedpipe_wire.messages import EndTask, Presence, Profile
@@ -36,7 +36,7 @@ def test_a_message_that_makes_the_machine_fail_costs_its_agent_the_run(
 ) -> None:
     run = _run(office)
     office.heard()
-    monkeypatch.setattr(run_machine.membership, "on_surveyed", broken)
+    monkeypatch.setattr(membership, "on_surveyed", broken)
     office.say(survey().model_copy(update={"run": run}))
     state = office.service.runs[run]
     assert state.open

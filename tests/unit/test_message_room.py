@@ -1,0 +1,160 @@
+"""What may be surveyed may be sent: labels, curves and plans of every silo that is let in fit into messages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from office import Office
+from planning_fleet import tiny_model
+from run_support import RUN, Drive, begin, device, job, plan, ref, scored, survey
+
+from fedpipe_agent.identity import Identity
+from fedpipe_agent.mouth import Mouth
+from fedpipe_coordinator.message_room import MAX_LABELS_BYTES, labels_problem, model_problem
+from fedpipe_coordinator.run_events import AgentOnline
+from fedpipe_coordinator.run_state import Member
+from fedpipe_coordinator.tasks import score_task, train_task
+from fedpipe_profiles.contribution import Contribution
+from fedpipe_profiles.model import ModelShape, WeightShape
+from fedpipe_wire.memory import MemoryBroker, MemoryTransport
+from fedpipe_wire.messages import (
+    MAX_MESSAGE_BYTES,
+    EndTask,
+    Presence,
+    Profile,
+    Refused,
+    Scored,
+    ScoreTask,
+    decode_from_agent,
+    encode,
+)
+from fedpipe_wire.topics import Topics
+from fedpipe_wire.transport import Received
+
+LONGEST_NUMBER = 2.2250738585072014e-308
+
+
+def _model(weights: int, name: str = "encoder.layer.{}.attention.output.dense") -> ModelShape:
+    shapes = tuple(WeightShape(name=name.format(at), d_out=768, d_in=768) for at in range(weights))
+    return tiny_model().model_copy(update={"weights": shapes})
+
+
+def _job(rank: int) -> Any:
+    whole = job().model_dump() | {"adapter": {"global_rank": rank, "rank_ladder": (rank,)}}
+    return type(job()).model_validate(whole)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    weights=st.integers(1, 6000),
+    rank=st.sampled_from((1, 4, 16, 64, 256)),
+    name=st.sampled_from(("w{}", "x" * 200 + "{}", "ä" * 100 + "{}", '"' * 90 + "{}")),
+    labels=st.lists(st.text(max_size=200), max_size=30, unique=True),
+    copies=st.integers(1, 300),
+)
+def test_what_is_not_refused_fits_into_every_message_that_speaks_of_it(
+    weights: int, rank: int, name: str, labels: list[str], copies: int
+) -> None:
+    shape, terms = _model(weights, name), _job(rank)
+    many = tuple(f"{label[:190]}{copy}" for copy in range(copies) for label in labels)
+    state = begin().model_copy(update={"job": terms, "labels": many, "adapter": ref("0" * 64), "round": 1})
+    if labels_problem(many, "they have") is None:
+        encode(score_task(state))
+    else:
+        many = ()
+    if model_problem(shape, terms) is not None:
+        assert weights > 100
+        return
+    names = [weight.name for weight in shape.weights]
+    indices = tuple(range(rank))
+    whole = plan("a", 1, components=dict.fromkeys(names, indices), global_rank=rank)
+    task = train_task(state.model_copy(update={"labels": many}), Member(name="a", plan=whole))
+    assert task is not None
+    encode(task)
+    curves = dict.fromkeys(names, (LONGEST_NUMBER,) * rank)
+    encode(
+        Scored(run=RUN, contribution=Contribution(examples=8, curves=curves), measurements=scored().measurements * 64)
+    )
+
+
+def test_a_silo_whose_labels_fill_a_message_is_told_so_and_the_others_go_on() -> None:
+    drive = Drive(begin(min_agents=2))
+    for name in ("a", "b", "c"):
+        drive(AgentOnline(name, f"{name}-1"))
+    long = tuple(f"{at}".ljust(199, "x") for at in range(3300))
+    drive.hear("a", survey(long))
+    assert drive.member("a").standing == "refused"
+    (end,) = drive.asked("a", EndTask)
+    assert "3300 labels, 666601 bytes in a message, and at most 200000 can be sent" in end.reason
+    drive.hear("b", survey())
+    drive.hear("c", survey())
+    assert drive.phase == "scoring"
+
+
+def test_labels_that_are_too_many_only_together_fail_the_run_with_both_sizes() -> None:
+    drive = Drive(begin(min_agents=2))
+    for name in ("a", "b"):
+        drive(AgentOnline(name, f"{name}-1"))
+    for name in ("a", "b"):
+        drive.hear(name, survey(tuple(f"{name}{at}".ljust(199, "x") for at in range(700))))
+    assert drive.phase == "failed"
+    assert "all silos together have 1400 labels" in drive.state.note
+    assert str(MAX_LABELS_BYTES) in drive.state.note
+
+
+def test_a_model_of_too_many_weights_is_refused_when_it_is_seen() -> None:
+    drive = Drive(begin().model_copy(update={"job": _job(32)}))
+    drive(AgentOnline("a", "a-1"))
+    shape = _model(2000)
+    drive.hear("a", survey().model_copy(update={"shape": shape}))
+    end, *_ = drive.asked("a", EndTask)
+    assert "2000 weights" in end.reason
+    assert "adapter.rank_ladder" in end.reason
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    office = Office(tmp_path)
+    office.say(Profile(profile=device("a")))
+    office.say(Presence(state="online", session="1"))
+    yield office
+    office.stop()
+
+
+def test_a_task_that_is_too_large_all_the_same_fails_its_run_and_no_more(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedpipe_coordinator.membership.labels_problem", lambda *_: None)
+    monkeypatch.setattr("fedpipe_coordinator.run_machine.labels_problem", lambda *_: None)
+    first, second = (office.service.submit(job(min_agents=1), None) for _ in range(2))
+    long = tuple(f"{at}".ljust(199, "x") for at in range(4900))
+    office.say(survey(long).model_copy(update={"run": first}))
+    office.settle()
+    state = office.service.runs[first]
+    assert state.phase == "failed"
+    assert "the task for a is too large" in state.note
+    assert str(MAX_MESSAGE_BYTES) in state.note
+    assert not [message for message in office.heard() if isinstance(message, ScoreTask)]
+    assert office.service.runs[second].open
+
+
+def test_an_agent_says_that_its_answer_is_too_large_to_be_read() -> None:
+    broker = MemoryBroker()
+    coordinator, transport = MemoryTransport(broker, "coordinator"), MemoryTransport(broker, "agent")
+    coordinator.subscribe("fedpipe/#")
+    coordinator.start()
+    transport.start()
+    mouth = Mouth(Identity("a", Topics("tests"), "1"), transport, iter(range(10)).__next__)
+    mouth.open = True
+    assert mouth.say(survey(tuple(f"{at}".ljust(199, "x") for at in range(9000))))
+    came = []
+    while not coordinator.events.empty():
+        event = coordinator.events.get_nowait()
+        if isinstance(event, Received):
+            came.append(decode_from_agent(event.topic.rpartition("/")[2], event.payload, 1))
+    (refused,) = came
+    assert isinstance(refused, Refused)
+    assert str(MAX_MESSAGE_BYTES) in refused.reason

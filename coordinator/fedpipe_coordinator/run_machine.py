@@ -218,7 +218,7 @@ def _settle_labels(work: Step, fit: Sequence[Member]) -> bool:
             "look at data.labels and fields"
         )
         return False
-    problem = labels_problem(labels, "all silos together have")
+    problem = labels_problem(labels, "the run has")
     if problem is not None:
         work.fail(problem)
         return False

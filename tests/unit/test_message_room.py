@@ -101,7 +101,7 @@ def test_labels_that_are_too_many_only_together_fail_the_run_with_both_sizes() -
     for name in ("a", "b"):
         drive.hear(name, survey(tuple(f"{name}{at}".ljust(199, "x") for at in range(700))))
     assert drive.phase == "failed"
-    assert "all silos together have 1400 labels" in drive.state.note
+    assert "the run has 1400 labels" in drive.state.note
     assert str(MAX_LABELS_BYTES) in drive.state.note
 
 
@@ -129,9 +129,9 @@ def test_a_task_that_is_too_large_all_the_same_fails_its_run_and_no_more(
 ) -> None:
     monkeypatch.setattr("fedpipe_coordinator.membership.labels_problem", lambda *_: None)
     monkeypatch.setattr("fedpipe_coordinator.run_machine.labels_problem", lambda *_: None)
-    first, second = (office.service.submit(job(min_agents=1), None) for _ in range(2))
-    long = tuple(f"{at}".ljust(199, "x") for at in range(4900))
-    office.say(survey(long).model_copy(update={"run": first}))
+    long = tuple(f"{at}".ljust(199, "x") for at in range(5100))
+    first, second = (office.service.submit(job(long, min_agents=1), None) for _ in range(2))
+    office.say(survey(long[:2]).model_copy(update={"run": first}))
     office.settle()
     state = office.service.runs[first]
     assert state.phase == "failed"

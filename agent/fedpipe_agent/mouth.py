@@ -11,18 +11,7 @@ from typing import Literal
 
 from fedpipe_agent.identity import Identity
 from fedpipe_wire import envelope
-from fedpipe_wire.messages import (
-    AGENT_CHANNELS,
-    SCHEMA_VERSION,
-    AgentMessage,
-    MessageError,
-    Presence,
-    Profile,
-    Refused,
-    Scored,
-    Survey,
-    encode,
-)
+from fedpipe_wire.messages import AGENT_CHANNELS, SCHEMA_VERSION, AgentMessage, Presence, Profile, encode
 from fedpipe_wire.transport import Transport
 
 _PROBE_BLOB = hashlib.sha256(b"link probe").hexdigest()
@@ -65,18 +54,10 @@ class Mouth:
         return self._send(topic, bytes(size)) if self.open else None
 
     def _publish(self, message: AgentMessage) -> bool:
-        try:
-            payload = encode(message)
-        except MessageError as error:
-            if not isinstance(message, Survey | Scored):
-                raise
-            # The coordinator would never read it, and would wait for it.
-            reason = f"{error}: the model has too many linear layers, or the data too many labels"
-            return self._publish(Refused(run=message.run, round=0, reason=reason))
         topic = self._identity.topics.up(self._identity.name, AGENT_CHANNELS[type(message)])
         retain = isinstance(message, Presence | Profile)
         outside = envelope.Envelope(SCHEMA_VERSION, uuid.uuid4().hex, self._next_counter())
-        return self._send(topic, payload, retain=retain, properties=outside.properties()) is not None
+        return self._send(topic, encode(message), retain=retain, properties=outside.properties()) is not None
 
     def _send(
         self, topic: str, payload: bytes, *, retain: bool = False, properties: dict[str, str] | None = None

@@ -1,5 +1,6 @@
 """What a blob transfer promises: over a made-up network that does its worst, and over both transports."""
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -444,6 +445,21 @@ def test_a_blob_that_vanishes_from_the_senders_disk_is_told(simulate: Simulate, 
     (failure,) = simulation.sender.failures
     assert failure.sha256 == ref.sha256
     assert not simulation.sent
+
+
+@pytest.mark.parametrize("size", [0, 50, 750])
+def test_a_blob_that_is_cut_short_on_the_senders_disk_is_told_and_no_part_of_a_chunk_is_sent(
+    simulate: Simulate, tmp_path: Path, size: int
+) -> None:
+    simulation = simulate(tmp_path, SMALL)
+    ref, _ = simulation.blob(950)
+    simulation.sender.push(ref)
+    os.truncate(simulation.sender_store.path(ref.sha256), size)
+    simulation.run()
+    (failure,) = simulation.sender.failures
+    assert failure.sha256 == ref.sha256
+    assert f"chunk {size // 100}" in failure.reason
+    assert len(simulation.sent) == size // 100
 
 
 # --- over both transports ---------------------------------------------------------------------------------------

@@ -208,10 +208,89 @@ def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
         BlobStore(tmp_path / "file" / "blobs")
 
 
+@pytest.mark.parametrize("name", ["x.new", "tmpabc.new"])
+def test_a_leftover_that_cannot_be_removed_is_told(store: BlobStore, name: str) -> None:
+    (store.folder / name).mkdir()
+    with pytest.raises(BlobDiskError, match=rf"cannot remove .*/{name}: Is a directory.*by hand"):
+        BlobStore(store.folder)
+
+
+def test_a_folder_that_is_gone_is_told(store: BlobStore) -> None:
+    store.folder.rmdir()
+    for use in (store.names, lambda: store.collect(())):
+        with pytest.raises(BlobDiskError, match=r"cannot read the folder .*: No such file"):
+            use()
+
+
 def test_what_a_killed_process_was_adding_is_swept(store: BlobStore) -> None:
     (store.folder / "tmpabc.new").write_bytes(b"half")
     assert BlobStore(store.folder).names() == []
     assert not files(store)
+
+
+# --- what an earlier process left -------------------------------------------------------------------------------
+
+
+def spoiled_at(place: int) -> Spoil:
+    def spoil(path: Path, _: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+
+    return spoil
+
+
+SPOILS: dict[str, Spoil] = {
+    "its first byte": spoiled_at(0),
+    "its last byte": spoiled_at(-1),
+    "an end that is missing": lambda path, _: os.truncate(path, 700),
+    "nothing in it": lambda path, _: os.truncate(path, 0),
+    "more at its end": lambda path, _: path.write_bytes(DATA + b"x"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_blob_that_is_not_what_its_name_says_is_found_and_removed(store: BlobStore, spoil: str) -> None:
+    ref = store.add_bytes(DATA)
+    SPOILS[spoil](store.path(ref.sha256), store.folder)
+    later = BlobStore(store.folder, chunk_bytes=300)
+    assert not later.verify(ref.sha256)
+    assert not later.has(ref.sha256)
+    assert later.add_bytes(DATA) == ref
+    assert later.verify(ref.sha256)
+
+
+def test_a_blob_is_read_once_in_a_process_and_not_at_all_where_the_process_made_it(
+    store: BlobStore, partial: PartialBlob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for index, chunk in enumerate(CHUNKS):
+        partial.write_chunk(index, chunk)
+    partial.finish()
+    (tmp_path / "file").write_bytes(b"a file")
+    made = [partial.ref.sha256, store.add_bytes(b"bytes").sha256, store.add_file(tmp_path / "file", move=True).sha256]
+    later = BlobStore(store.folder)
+    assert all(later.verify(name) for name in made)
+
+    def unread(*_: object) -> object:
+        raise AssertionError("it was read")
+
+    monkeypatch.setattr(hashlib, "file_digest", unread)
+    for each in (store, later):
+        assert all(each.verify(name) for name in made)
+    store.remove(made[0])
+    assert not store.verify(made[0])
+    assert made[0] not in store.verified
+    assert not later.verify(made[0])
+
+
+def test_a_blob_that_cannot_be_read_is_told_and_stays(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = store.add_bytes(DATA)
+    later = BlobStore(store.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", refuse)
+        with pytest.raises(BlobDiskError, match=f"cannot read blob {ref.sha256}: Input/output error"):
+            later.verify(ref.sha256)
+    assert later.verify(ref.sha256)
 
 
 # --- what a power cut leaves ------------------------------------------------------------------------------------

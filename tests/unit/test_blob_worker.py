@@ -1,5 +1,7 @@
 """What slow disk work leaves to the owner: all goes on while a blob is checked and synced, and nothing is lost."""
 
+import errno
+import hashlib
 import os
 import random
 import threading
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedpipe_wire.blob_files import BlobStore
-from fedpipe_wire.blob_pumps import BlobArrived, BlobFailed, BlobReceiver
+from fedpipe_wire.blob_pumps import BlobArrived, BlobFailed, BlobReceiver, BlobWanted
 from fedpipe_wire.blob_receiver import SYNC_BYTES
 from fedpipe_wire.blob_worker import DiskWorker
 from fedpipe_wire.blobs import BlobSettings
@@ -189,3 +191,57 @@ def test_a_worker_that_is_closed_forgets_what_it_had_not_begun() -> None:
     worker.settle()
     assert endings in ([], ["done"])
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("blobs")]
+
+
+# --- what an earlier process left -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def left(owner: Owner, disk: Disk) -> Owner:
+    """The blob is here, and nobody has looked at it."""
+    disk.go_on.set()
+    BlobStore(owner.store.folder, reserve_bytes=0).add_bytes(DATA)
+    return owner
+
+
+def test_a_blob_of_an_earlier_process_arrives_when_the_worker_has_read_it(left: Owner) -> None:
+    for source in ("one", "two", "one"):
+        left.receiver.expect(left.ref, source)
+    assert left.receiver.take() == []
+    assert left.receiver.expecting(left.ref.sha256)
+    left.store.collect(())
+    told = left.wait()
+    assert [(type(outcome), outcome.source) for outcome in told] == [(BlobArrived, "one"), (BlobArrived, "two")]
+    left.receiver.expect(left.ref, "three")
+    (again,) = left.receiver.take()  # what is known to be right arrives at once
+    assert (type(again), again.source) == (BlobArrived, "three")
+
+
+def test_a_blob_of_an_earlier_process_with_wrong_bytes_is_received_anew(left: Owner) -> None:
+    left.store.path(left.ref.sha256).write_bytes(bytes(950))
+    left.receiver.expect(left.ref, "one")
+    left.receiver.expect(left.ref, "two")
+    left.receiver.cancel(left.ref.sha256, "one")
+    assert left.woken.wait(PATIENCE_S)
+    left.woken.clear()
+    left.receiver.tick(left.now)
+    (wanted,) = left.receiver.take()
+    assert isinstance(wanted, BlobWanted)
+    assert wanted.source == "two"
+    left.receive(left.ref, DATA, "two")
+    assert [type(outcome) for outcome in left.wait()] == [BlobArrived]
+    assert left.store.path(left.ref.sha256).read_bytes() == DATA
+
+
+def test_a_blob_of_an_earlier_process_that_cannot_be_read_is_a_failure_of_this_disk(
+    left: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> object:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
+    left.receiver.expect(left.ref, "one")
+    (failed,) = left.wait()
+    assert isinstance(failed, BlobFailed)
+    assert (failed.disk, failed.hopeless) == (True, False)
+    assert "Input/output error" in failed.reason

@@ -1,7 +1,8 @@
 """Blobs as files named by their content: `<sha256>` is whole, verified and synced.
 
 Owns one folder and the space in it. No blob is ever held in memory. What is still arriving is `blob_partial.py`'s.
-One thread uses a store; only `add_bytes`, `add_file` and what reads may be called from others.
+A file that an earlier process left has a name, and its bytes need not match it any more: `verify` reads it once.
+One thread uses a store; only `add_bytes`, `add_file`, `verify` and what reads may be called from others.
 """
 
 import hashlib
@@ -45,6 +46,10 @@ class BlobStore:
 
     Attributes:
         in_use: blobs that somebody is at work on, and that `collect` leaves alone; its user sets it.
+        verified: blobs whose bytes this process has seen to match their names.
+
+    Raises:
+        BlobDiskError: if the folder cannot be made, read or swept.
     """
 
     def __init__(
@@ -62,12 +67,14 @@ class BlobStore:
         self._free_bytes, self._reserve_bytes = free_bytes, reserve_bytes
         self._boot = boot_name() if boot is None else boot
         self._partials: dict[str, PartialBlob] = {}
+        self.verified: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BlobDiskError(f"cannot make the folder {folder} for blobs: {error.strerror}") from None
-        for left in folder.glob("*.new"):  # of one that was killed
-            left.unlink(missing_ok=True)
+        for left in self._listed():
+            if left.suffix == ".new":  # of one that was killed
+                self._unlink(left)
 
     def path(self, sha256: str) -> Path:
         """Where a whole blob lies, or would lie.
@@ -83,9 +90,36 @@ class BlobStore:
         """Whether the whole blob is here."""
         return self.path(sha256).is_file()
 
+    def verify(self, sha256: str) -> bool:
+        """Whether the whole blob is here with the bytes that its name says; one with others is removed.
+
+        Its file is read once in the life of a process, and not at all where this process has made it.
+
+        Raises:
+            BlobError: if it cannot be read, or is wrong and cannot be removed.
+        """
+        if sha256 in self.verified and self.has(sha256):
+            return True
+        try:
+            with self.path(sha256).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise disk_error("read", sha256, error) from None
+        if found != sha256:
+            self._unlink(self.path(sha256))
+            return False
+        self.verified.add(sha256)
+        return True
+
     def names(self) -> list[str]:
-        """Whole blobs, sorted."""
-        return sorted(path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+        """Whole blobs, sorted.
+
+        Raises:
+            BlobDiskError: if the folder cannot be read.
+        """
+        return sorted(path.name for path in self._listed() if _NAME.fullmatch(path.name))
 
     def ref(self, sha256: str) -> BlobRef:
         """The reference to a whole blob.
@@ -122,6 +156,7 @@ class BlobStore:
                     os.fsync(file.fileno())
                 path.replace(self.path(sha256))
                 sync_folder(self.folder)
+                self.verified.add(sha256)
                 return self.ref(sha256)
             with path.open("rb") as file:
                 sha256 = self._add(blocks(file), size)
@@ -168,7 +203,7 @@ class BlobStore:
         arriving = {name for name, partial in self._partials.items() if not partial.closed}
         kept = {*keep, *self.in_use(), *arriving}
         removed = 0
-        for path in sorted(self.folder.iterdir()):
+        for path in self._listed():
             if path.stem not in kept and _OURS.fullmatch(path.name):
                 self._unlink(path)
                 removed += 1
@@ -182,7 +217,7 @@ class BlobStore:
                 blobs that are arriving already.
         """
         check_size(ref, self.max_bytes)
-        partial = PartialBlob(self.folder, ref, self._boot)
+        partial = PartialBlob(self.folder, ref, self._boot, self.verified.add)
         self._partials = {name: each for name, each in self._partials.items() if not each.closed}
         promised = sum(each.missing_bytes for each in self._partials.values())
         try:
@@ -221,17 +256,27 @@ class BlobStore:
                 os.fsync(file.fileno())
             new.replace(self.path(digest.hexdigest()))
             sync_folder(self.folder)
+            self.verified.add(digest.hexdigest())
         except OSError as error:
             if new is not None:
                 new.unlink(missing_ok=True)  # half of it would keep the full disk full
             raise disk_error("add", "of this process", error) from None
         return digest.hexdigest()
 
+    def _listed(self) -> list[Path]:
+        try:
+            return sorted(self.folder.iterdir())
+        except OSError as error:
+            raise BlobDiskError(f"cannot read the folder {self.folder} of blobs: {error.strerror}") from None
+
     def _unlink(self, path: Path) -> None:
+        self.verified.discard(path.name)
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise disk_error("remove", path.name, error) from None
+            raise BlobDiskError(
+                f"cannot remove {path}: {error.strerror}. Make its folder writable, or remove it by hand"
+            ) from None
 
     def _check_total(self, size: int, what: str) -> None:
         if not 0 < size <= self.max_bytes:

@@ -33,10 +33,12 @@ class BlobArrived:
 class BlobFailed:
     """The blob will not come, or not go, without being asked for again; what has come stays on disk.
 
-    `hopeless`: asking again would not help, for the source sends what the blob's name denies.
+    `hopeless`: asking again would not help, for the source sends what the blob's name denies. `disk`: it is this
+    machine's disk that does not take it.
     """
 
     source: str | None
     sha256: str
     reason: str
     hopeless: bool = False
+    disk: bool = False

@@ -31,6 +31,7 @@ class PartialBlob:
         folder: where the files lie.
         ref: what is arriving.
         boot: names the time since this machine was booted.
+        whole: told the blob's name when it is whole; called where `finish` is.
 
     Attributes:
         ref: what is arriving.
@@ -38,8 +39,9 @@ class PartialBlob:
         unsynced_bytes: written and not yet told to `sync`.
     """
 
-    def __init__(self, folder: Path, ref: BlobRef, boot: str) -> None:
+    def __init__(self, folder: Path, ref: BlobRef, boot: str, whole: Callable[[str], None] = lambda _: None) -> None:
         self.ref = ref
+        self._tell_whole = whole
         self.have = 0
         self.unsynced_bytes = 0
         self._whole = folder / ref.sha256
@@ -142,6 +144,7 @@ class PartialBlob:
             self._part.replace(self._whole)
             self._map.unlink()
             sync_folder(self._whole.parent)
+            self._tell_whole(self.ref.sha256)
         except OSError as error:
             raise disk_error("finish", self.ref.sha256, error) from None
         finally:

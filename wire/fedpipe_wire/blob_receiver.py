@@ -6,7 +6,7 @@ until the time that `tick` said. What takes seconds, checking a whole blob and f
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial as bound
 from pathlib import Path
@@ -42,6 +42,15 @@ class _Transfer:
     finishing: bool = False
 
 
+@dataclass(slots=True)
+class _Check:
+    """A whole blob of an earlier process, which the worker reads once; `pushed` as it was expected."""
+
+    ref: BlobRef
+    sources: deque[str | None]
+    pushed: bool
+
+
 class BlobReceiver:
     """Receives blobs into a store, any number at once.
 
@@ -61,6 +70,7 @@ class BlobReceiver:
     ) -> None:
         self._store, self._clock, self._settings = store, clock, settings
         self._transfers: dict[str, _Transfer] = {}
+        self._checks: dict[str, _Check] = {}
         self._told: list[BlobWanted | BlobArrived | BlobFailed] = []
         self._worker = DiskWorker(wake)
         self.outcomes: deque[BlobWanted | BlobArrived | BlobFailed] = deque()
@@ -69,13 +79,14 @@ class BlobReceiver:
     def expect(self, ref: BlobRef, source: str | None, *, pushed: bool = False) -> None:
         """Receive this blob from an agent, or from the broadcast (None); go on where an earlier process stopped.
 
-        `pushed`: the source is sending it without being asked. A blob that is here already arrives at once.
+        `pushed`: the source is sending it without being asked. A blob that is here already arrives at once; one that an
+        earlier process left arrives when it was checked, and one with wrong bytes is removed and received anew.
 
         Raises:
             BlobError: if it is too large, contradicts what is already expected by that name, or has no room on disk.
         """
-        if self._store.has(ref.sha256):
-            self.outcomes.append(BlobArrived(source, ref.sha256, self._store.path(ref.sha256)))
+        if self._store.has(ref.sha256) or ref.sha256 in self._checks:
+            self._expect_here(ref, source, pushed=pushed)
             return
         transfer = self._transfers.get(ref.sha256)
         if transfer is None:
@@ -96,6 +107,9 @@ class BlobReceiver:
 
     def cancel(self, sha256: str, source: str | None) -> None:
         """Expect this blob from this source no more; what has come stays on disk."""
+        check = self._checks.get(sha256)
+        if check is not None and source in check.sources:
+            check.sources.remove(source)
         transfer = self._transfers.get(sha256)
         if transfer is not None and source in transfer.sources:
             transfer.sources.remove(source)
@@ -105,7 +119,7 @@ class BlobReceiver:
 
     def expecting(self, sha256: str) -> bool:
         """Whether this blob is on its way."""
-        return sha256 in self._transfers
+        return sha256 in self._transfers or sha256 in self._checks
 
     def on_chunk(self, address: Address, payload: bytes) -> bool:
         """A chunk came on a blob topic; whether it was new and expected from there. Others are ignored.
@@ -124,7 +138,7 @@ class BlobReceiver:
             if not transfer.partial.write_chunk(address.chunk, payload):
                 return False
         except BlobDiskError as error:
-            self._fail(transfer, str(error))
+            self._fail(transfer, error)
             return False
         self._sync(transfer)
         self._step(transfer, blobs.Came(address.chunk), self._clock())
@@ -158,9 +172,37 @@ class BlobReceiver:
         for transfer in self._transfers.values():
             transfer.partial.close()
         self._transfers.clear()
+        self._checks.clear()
+
+    def _expect_here(self, ref: BlobRef, source: str | None, *, pushed: bool) -> None:
+        check = self._checks.get(ref.sha256)
+        if check is None and ref.sha256 in self._store.verified:
+            self._arrived(ref.sha256, (source,))
+        elif check is None:
+            self._checks[ref.sha256] = check = _Check(ref, deque((source,)), pushed)
+            self._worker.submit(bound(self._store.verify, ref.sha256), bound(self._checked, check))
+        elif source not in check.sources:
+            check.sources.append(source)
+
+    def _checked(self, check: _Check, result: Callable[[], bool]) -> None:
+        sha256 = check.ref.sha256
+        del self._checks[sha256]
+        try:
+            if result():
+                self._arrived(sha256, check.sources)
+                return
+            for source in check.sources:
+                self.expect(check.ref, source, pushed=check.pushed)
+        except BlobError as error:
+            disk = isinstance(error, BlobDiskError)
+            self.outcomes.extend(BlobFailed(source, sha256, str(error), disk=disk) for source in check.sources)
+
+    def _arrived(self, sha256: str, sources: Iterable[str | None]) -> None:
+        path = self._store.path(sha256)
+        self.outcomes.extend(BlobArrived(source, sha256, path) for source in sources)
 
     def _in_use(self) -> set[str]:
-        return {*self._transfers, *(each.sha256 for each in (*self.outcomes, *self._told))}
+        return {*self._transfers, *self._checks, *(each.sha256 for each in (*self.outcomes, *self._told))}
 
     def _moving(self) -> list[_Transfer]:
         return [transfer for transfer in self._transfers.values() if not transfer.finishing]
@@ -187,7 +229,7 @@ class BlobReceiver:
                     self._worker.submit(transfer.partial.finish, bound(self._finished, transfer))
                 case blobs.GiveUp():
                     missing, silence_s = transfer.state.missing.bit_count(), self._settings.silence_s
-                    self._fail(transfer, f"{missing} chunks missing and nothing came for {silence_s:g} s")
+                    self._fail(transfer, BlobError(f"{missing} chunks missing and nothing came for {silence_s:g} s"))
 
     def _sync(self, transfer: _Transfer) -> None:
         partial = transfer.partial
@@ -202,24 +244,24 @@ class BlobReceiver:
     def _finished(self, transfer: _Transfer, result: Callable[[], Path]) -> None:
         transfer.finishing = False
         try:
-            path = result()
+            result()
             del self._transfers[transfer.ref.sha256]
-            self.outcomes.extend(BlobArrived(source, transfer.ref.sha256, path) for source in transfer.sources)
+            self._arrived(transfer.ref.sha256, transfer.sources)
         except BlobDiskError as error:
-            self._fail(transfer, str(error))
+            self._fail(transfer, error)
         except BlobError as error:
             self._again(transfer, error)
 
     def _again(self, transfer: _Transfer, error: BlobError) -> None:
         transfer.attempts_left -= 1
         if transfer.attempts_left <= 0 or not transfer.sources:
-            self._fail(transfer, f"{error} ({self._settings.attempts} attempts)", hopeless=True)
+            self._fail(transfer, BlobError(f"{error} ({self._settings.attempts} attempts)"), hopeless=True)
             return
         transfer.sources.rotate(-1)
         try:
             transfer.partial = self._store.open_partial(transfer.ref)
         except BlobError as second:
-            self._fail(transfer, str(second))
+            self._fail(transfer, second)
             return
         state, actions = self._begin(transfer.partial)
         # What was just sent is not sent again at once; so do not ask before the sender will hear.
@@ -227,8 +269,10 @@ class BlobReceiver:
         transfer.actions.extend(action for action in actions if not isinstance(action, blobs.Ask))
         self._act(transfer)
 
-    def _fail(self, transfer: _Transfer, reason: str, *, hopeless: bool = False) -> None:
+    def _fail(self, transfer: _Transfer, error: BlobError, *, hopeless: bool = False) -> None:
         transfer.partial.close()
         self._transfers.pop(transfer.ref.sha256, None)
-        sha256 = transfer.ref.sha256
-        self.outcomes.extend(BlobFailed(source, sha256, reason, hopeless=hopeless) for source in transfer.sources)
+        sha256, disk = transfer.ref.sha256, isinstance(error, BlobDiskError)
+        self.outcomes.extend(
+            BlobFailed(source, sha256, str(error), hopeless=hopeless, disk=disk) for source in transfer.sources
+        )

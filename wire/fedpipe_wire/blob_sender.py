@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from fedpipe_wire import blobs
-from fedpipe_wire.blob_bits import BlobError, all_bits, chunk_count, decode_bitmap
+from fedpipe_wire.blob_bits import BlobError, all_bits, chunk_count, chunk_span, decode_bitmap
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_outcomes import BlobFailed, Clock
 from fedpipe_wire.blobs import BlobSettings
@@ -199,7 +199,7 @@ class BlobSender:
         (send,) = self._step(stream, blobs.SlotFree())
         topic = self._topic(stream, send.index)
         try:
-            data = self._store.read_chunk(ref.sha256, send.index, ref.chunk_bytes)
+            data = self._chunk(ref, send.index)
             handle = self._transport.publish(topic, data)
         except (BlobError, TransportError) as error:
             self.withdraw(ref.sha256)
@@ -213,6 +213,16 @@ class BlobSender:
         self._pace = self._pace.spend(len(data), now)
         self._streams.move_to_end((ref.sha256, stream.to))
         return True
+
+    def _chunk(self, ref: BlobRef, index: int) -> bytes:
+        data, (_, length) = self._store.read_chunk(ref.sha256, index, ref.chunk_bytes), chunk_span(ref, index)
+        if len(data) != length:
+            # its receiver would refuse it, and ask again and again
+            raise BlobError(
+                f"chunk {index} of blob {ref.sha256[:12]} has {len(data)} bytes, it must have {length}: "
+                f"{self._store.path(ref.sha256)} was changed or cut short"
+            )
+        return data
 
     def _step(self, stream: _Stream, event: blobs.SenderEvent) -> tuple[blobs.Send, ...]:
         stream.state, actions = blobs.step_sender(stream.state, event, self._clock(), self._settings)

@@ -19,6 +19,7 @@ from fedpipe_wire.blob_sender import BlobSender
 from fedpipe_wire.blobs import BlobSettings
 from fedpipe_wire.messages import (
     COORDINATOR_CHANNELS,
+    MAX_MESSAGE_BYTES,
     SCHEMA_VERSION,
     Ack,
     AgentMessage,
@@ -128,6 +129,8 @@ class Exchange:
 
     def _publish(self, topic: str, message: CoordinatorMessage, *, retain: bool) -> None:
         payload = encode(message)
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise MessageError(f"{message.type} has {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are read")
         outside = envelope.Envelope(SCHEMA_VERSION, uuid.uuid4().hex, self._next_counter())
         sent = self.transport.publish(topic, payload, retain=retain, properties=outside.properties())
         if sent is None:

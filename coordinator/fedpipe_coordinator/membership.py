@@ -81,11 +81,9 @@ def on_surveyed(work: Step, member: Member, survey: Survey) -> None:
     """An agent says what it holds; one that cannot belong to this run is told why."""
     if member.survey is not None or member.standing == "refused":  # who was left out was told why, once
         return
-    problem = labels_problem(survey.labels, f"{member.name} has") or model_problem(survey.shape, work.state.job)
+    problem = labels_problem(survey.labels, "it has") or model_problem(survey.shape, work.state.job)
     if problem is not None:
-        exclude(
-            work, member, problem if problem.startswith(member.name) else f"{member.name} cannot take part: {problem}"
-        )
+        exclude(work, member, f"{member.name} cannot take part: {problem}")
         return
     labels = work.state.job.data.labels or (work.state.labels if work.state.phase != "surveying" else ())
     unknown = sorted(set(survey.labels) - set(labels)) if labels else []

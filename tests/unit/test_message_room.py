@@ -1,12 +1,11 @@
 """What may be surveyed may be sent: labels, curves and plans of every silo that is let in fit into messages."""
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from office import Office
 from planning_fleet import tiny_model
 from run_support import RUN, Drive, begin, device, job, plan, ref, scored, survey
@@ -40,37 +39,34 @@ def _job(rank: int) -> Any:
     return type(job()).model_validate(whole)
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    weights=st.integers(1, 6000),
-    rank=st.sampled_from((1, 4, 16, 64, 256)),
-    name=st.sampled_from(("w{}", "x" * 200 + "{}", "ä" * 100 + "{}", '"' * 90 + "{}")),
-    labels=st.lists(st.text(max_size=200), max_size=30, unique=True),
-    copies=st.integers(1, 300),
-)
-def test_what_is_not_refused_fits_into_every_message_that_speaks_of_it(
-    weights: int, rank: int, name: str, labels: list[str], copies: int
-) -> None:
-    shape, terms = _model(weights, name), _job(rank)
-    many = tuple(f"{label[:190]}{copy}" for copy in range(copies) for label in labels)
-    state = begin().model_copy(update={"job": terms, "labels": many, "adapter": ref("0" * 64), "round": 1})
-    if labels_problem(many, "they have") is None:
-        assert len(encode(score_task(state))) <= MAX_MESSAGE_BYTES
-    else:
-        many = ()
-    if model_problem(shape, terms) is not None:
-        assert weights > 100
-        return
-    names = [weight.name for weight in shape.weights]
-    indices = tuple(range(rank))
-    whole = plan("a", 1, components=dict.fromkeys(names, indices), global_rank=rank)
-    task = train_task(state.model_copy(update={"labels": many}), Member(name="a", plan=whole))
-    assert task is not None
-    assert len(encode(task)) <= MAX_MESSAGE_BYTES
-    curves = dict.fromkeys(names, (LONGEST_NUMBER,) * rank)
-    encode(
-        Scored(run=RUN, contribution=Contribution(examples=8, curves=curves), measurements=scored().measurements * 64)
+def _largest(fits: Callable[[int], bool], highest: int) -> int:
+    """The largest number that fits; smaller ones do as well."""
+    return bisect_left(range(highest), True, key=lambda count: not fits(count + 1))
+
+
+@pytest.mark.parametrize("rank", [1, 16, 256])
+@pytest.mark.parametrize("name", ["w{}", "x" * 200 + "{}", "ä" * 100 + "{}", '"' * 90 + "{}"])
+def test_the_largest_model_and_labels_that_are_let_in_fit_into_every_message(rank: int, name: str) -> None:
+    terms = _job(rank)
+    weights = _largest(lambda count: model_problem(_model(count, name), terms) is None, 30_000)
+    of_labels = _largest(lambda count: labels_problem(_labels(count, name), "they have") is None, 10_000)
+    assert weights > 50
+    assert of_labels > 400
+    names = [weight.name for weight in _model(weights, name).weights]
+    whole = plan("a", 1, components=dict.fromkeys(names, tuple(range(rank))), global_rank=rank)
+    state = begin().model_copy(
+        update={"job": terms, "labels": _labels(of_labels, name), "adapter": ref("0" * 64), "round": 1}
     )
+    contribution = Contribution(examples=8, curves=dict.fromkeys(names, (LONGEST_NUMBER,) * rank))
+    scores = Scored(run=RUN, contribution=contribution, measurements=scored().measurements * 64)
+    task = train_task(state, Member(name="a", plan=whole))
+    assert task is not None
+    for message in (score_task(state), task, scores):
+        assert len(encode(message)) <= MAX_MESSAGE_BYTES
+
+
+def _labels(count: int, name: str) -> tuple[str, ...]:
+    return tuple(name.format(at) for at in range(count))
 
 
 def test_a_silo_whose_labels_fill_a_message_is_told_so_and_the_others_go_on() -> None:

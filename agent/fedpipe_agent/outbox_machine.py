@@ -2,7 +2,8 @@
 
 Part of the pure machine of `machine.py`. First the update is named by its content and remembered as one that the
 coordinator must acknowledge, then it is moved into the outbox, then it is offered. So wherever a kill falls, the same
-update is offered, under the same name. Only an acknowledgement, or the end of its run, takes one out of the outbox.
+update is offered, under the same name. Only an acknowledgement, or the end of its run, takes one out of the outbox,
+or that so many came after it that it can count no more.
 """
 
 from fedpipe_agent.agent_events import (
@@ -16,6 +17,10 @@ from fedpipe_agent.agent_events import (
 from fedpipe_agent.handing import Outcome, update_path
 from fedpipe_agent.state import AgentState, finish, remember, task_key
 from fedpipe_wire.messages import Ack, BlobRef, Failed, Trained, TrainTask
+
+MAX_OUTBOX = 8
+"""An update counts in its round or the next one, and a round is planned three times at most; so what lies behind this
+many newer ones can count no more. It bounds the disk that a coordinator which acknowledges nothing can fill."""
 
 
 def offers(state: AgentState) -> tuple[AgentAction, ...]:
@@ -45,8 +50,26 @@ def named(state: AgentState, ref: BlobRef) -> Outcome:
         download_s=memory.download_s or 0.0,
         **dict(memory.trained.model_dump(exclude={"reply"})),
     )
-    state = remember(state, task, trained)
-    return state.remembering(outbox=(*memory.outbox, trained)), (ShelveUpdate(update_path(state), ref),)
+    state, dropped = _make_place(remember(state, task, trained))
+    state = state.remembering(outbox=(*state.memory.outbox, trained))
+    return state, (*dropped, ShelveUpdate(update_path(state), ref))
+
+
+def _make_place(state: AgentState) -> Outcome:
+    """Let the oldest updates go where a coordinator has acknowledged none for long."""
+    outbox = state.memory.outbox
+    excess = max(0, len(outbox) + 1 - MAX_OUTBOX)
+    old, left = outbox[:excess], outbox[excess:]
+    kept = {each.update.sha256 for each in left}
+    logs = tuple(
+        Log(
+            f"update {each.update.sha256[:12]} of round {each.round} was never acknowledged and can count no more: "
+            f"it is dropped, for the outbox holds {MAX_OUTBOX} at most"
+        )
+        for each in old
+    )
+    drops = tuple(DropUpdate(each.update.sha256) for each in old if each.update.sha256 not in kept)
+    return state.remembering(outbox=left), (*logs, *drops)
 
 
 def shelved(state: AgentState, ref: BlobRef) -> Outcome:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fedpipe_coordinator import work
 from fedpipe_coordinator.exchange import Exchange
 from fedpipe_coordinator.intake import Intake
+from fedpipe_coordinator.merging import Merger
 from fedpipe_coordinator.records import RunFolder
 from fedpipe_coordinator.registry import Registry
 from fedpipe_coordinator.run_events import (
@@ -46,6 +47,12 @@ class Actor:
         self._exchange, self._blobs, self._registry, self._folder = exchange, blobs, registry, folder
         self.worker = Worker(post)
         self.intake = Intake(exchange, self.worker)
+        self._merger = Merger()
+
+    def close(self) -> None:
+        """Begin nothing any more, and end what can be ended."""
+        self.worker.close()
+        self._merger.stop()
 
     def act(self, state: RunState, action: RunAction) -> None:
         """Do one action; records and notes are stored with the state, and are not actions here."""
@@ -85,7 +92,8 @@ class Actor:
             case Aggregate():
                 return "aggregating", lambda: work.aggregate(state, action, blobs, folder.path)
             case Export():
-                return "exporting", lambda: work.export(state, blobs, folder)
+                merger = self._merger
+                return "exporting", lambda: work.export(state, blobs, folder, merger)
 
     def _later(self, state: RunState, event: RunEvent) -> None:
         """Let the run hear of something after the step that is being done."""

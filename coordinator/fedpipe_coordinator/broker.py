@@ -4,7 +4,7 @@ Owns its configuration, its process and the reasons why it may not start. It nev
 tells whether the broker answers; sessions are `fedpipe_wire.mqtt`'s.
 """
 
-import ctypes
+import contextlib
 import os
 import pwd
 import re
@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedpipe_coordinator.broker_errors import (
@@ -22,6 +22,7 @@ from fedpipe_coordinator.broker_errors import (
     BrokerTooOldError,
     PortInUseError,
 )
+from fedpipe_coordinator.parent_death import die_with_parent
 from fedpipe_coordinator.ports import answers, check_port, free_port, in_use
 
 __all__ = [
@@ -41,7 +42,6 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 OLDEST = (2, 0)
 MAX_PACKET_BYTES = 2_000_000
 _SEARCH = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
-_PR_SET_PDEATHSIG = 1
 _START_S = 15.0
 _STOP_S = 10.0
 _PORT_TRIES = 5
@@ -197,27 +197,44 @@ class ManagedBroker:
         return words
 
     def trim_log(self) -> None:
-        """Keep the log from growing without bound: the last of it moves to a file beside, once it is long."""
-        if not self.log.exists() or self.log.stat().st_size <= _LOG_BYTES:
-            return
-        with self.log.open("r+b") as log:
-            log.seek(-_LOG_BYTES, os.SEEK_END)
-            self.log.with_name(f"{self.log.name}.1").write_bytes(log.read())
-            log.truncate(0)  # it is written in append mode
+        """Keep the log from growing without bound: the last of it moves to a file beside, once it is long.
+
+        Raises:
+            BrokerError: if the disk does not let it.
+        """
+        with self._folder_usable():
+            if not self.log.exists() or self.log.stat().st_size <= _LOG_BYTES:
+                return
+            with self.log.open("r+b") as log:
+                log.seek(-_LOG_BYTES, os.SEEK_END)
+                self.log.with_name(f"{self.log.name}.1").write_bytes(log.read())
+                log.truncate(0)  # it is written in append mode
 
     def _start_here(self, patience_s: float) -> None:
         binary = find_mosquitto()
-        self.trim_log()
-        check_port(self.host, self.port, self._config, patience_s)
+        with self._folder_usable():
+            write_config(self.folder, self.host, self.port, self._extra)
+            self.trim_log()
+            check_port(self.host, self.port, self._config, patience_s)
+            try:
+                self._launch(binary)
+            except BrokerDiedError:
+                database = self.folder / _DATABASE
+                if not database.exists():
+                    raise
+                # What is in it can be done without, and a damaged one must not keep the broker from starting.
+                database.replace(database.with_name(f"{_DATABASE}.unused"))
+                self._launch(binary)
+
+    @contextlib.contextmanager
+    def _folder_usable(self) -> Iterator[None]:
         try:
-            self._launch(binary)
-        except BrokerDiedError:
-            database = self.folder / _DATABASE
-            if not database.exists():
-                raise
-            # What is in it can be done without, and a damaged one must not keep the broker from starting.
-            database.replace(database.with_name(f"{_DATABASE}.unused"))
-            self._launch(binary)
+            yield
+        except OSError as error:
+            raise BrokerError(
+                f"the broker's folder {self.folder} cannot be used: {error.filename or ''}: {error.strerror or error}. "
+                "Make it a folder with room that is writable for this user; what is in it may be removed"
+            ) from error
 
     def stop(self) -> None:
         """Let it save its database and end; kill it if it does not. May be called twice."""
@@ -238,7 +255,6 @@ class ManagedBroker:
             self._process = None
 
     def _launch(self, binary: Path) -> None:
-        write_config(self.folder, self.host, self.port, self._extra)
         with self.log.open("ab") as log:
             begin = log.tell()
             self._process = subprocess.Popen(
@@ -247,7 +263,7 @@ class ManagedBroker:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509 -- one prepared system call, no locks
+                preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509 -- one prepared system call, no locks
             )
         deadline = time.monotonic() + _START_S
         while self._process.poll() is None and time.monotonic() < deadline:
@@ -273,20 +289,11 @@ def _user() -> list[str]:
         return []
 
 
-def _die_with_parent() -> Callable[[], None]:
-    # Loaded before the fork: the child may only make system calls.
-    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
-
-    def set_death_signal() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the signal was asked for
-            os._exit(1)
-
-    return set_death_signal
-
-
 def _last_lines(path: Path, begin: int, most: int = 8) -> str:
-    with path.open("rb") as file:
-        file.seek(max(begin, file.seek(0, os.SEEK_END) - 65536))
-        lines = file.read().decode(errors="replace").splitlines()
+    try:
+        with path.open("rb") as file:
+            file.seek(max(begin, file.seek(0, os.SEEK_END) - 65536))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError as error:  # what cannot be told must not hide why it is asked
+        return f"({path} cannot be read: {error.strerror})"
     return "\n".join(lines[-most:]) or "(nothing)"

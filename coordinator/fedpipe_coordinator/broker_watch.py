@@ -55,8 +55,11 @@ class BrokerWatch:
             if now - self._since >= STEADY_S:
                 self._wait_s = WAIT_MIN_S
             if now >= self._trim_at:
-                self._broker.trim_log()
                 self._trim_at = now + _TRIM_S
+                try:
+                    self._broker.trim_log()
+                except BrokerError as error:
+                    self._say(f"the broker's log is not kept short: {error}")
             return
         self._since = None
         if now < self._try_at:
@@ -66,9 +69,13 @@ class BrokerWatch:
         try:
             words = self._broker.revive()
         except BrokerError as error:
-            if str(error) != self._said:
-                self._log(f"the broker ended and cannot be started again yet: {error}")
-            self._said = str(error)
+            self._say(f"the broker ended and cannot be started again yet: {error}")
         else:
             self._said = ""
             self._log(f"the broker had ended and runs again; its last words:\n{words}")
+
+    def _say(self, text: str) -> None:
+        """Say something unless it was the last thing said."""
+        if text != self._said:
+            self._log(text)
+        self._said = text

@@ -1,12 +1,14 @@
 """Which error ends the process with which code: the one table."""
 
 from fedpipe_coordinator.broker import BrokerError
-from fedpipe_coordinator.control import AlreadyRunningError, ControlError
+from fedpipe_coordinator.control import ControlBusyError, ControlError, ControlSocketError, RequestTooLargeError
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.home_lock import AlreadyRunningError, HomeError
 from fedpipe_coordinator.records import RecordError
 from fedpipe_coordinator.store import StoreError
 from fedpipe_data.errors import DataError
 from fedpipe_profiles.settings_file import SettingsError
+from fedpipe_wire.blob_bits import BlobError
 from fedpipe_wire.topics import TopicError
 from fedpipe_wire.transport import TransportError
 
@@ -25,10 +27,17 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (BrokerError, ExitCode.BROKER_CANNOT_START),
     (TransportError, ExitCode.BROKER_UNREACHABLE),
     (AlreadyRunningError, ExitCode.ALREADY_RUNNING),
+    (HomeError, ExitCode.STORE_UNUSABLE),
+    (RequestTooLargeError, ExitCode.BAD_SETTINGS),
+    (ControlSocketError, ExitCode.STORE_UNUSABLE),
+    (ControlBusyError, ExitCode.COORDINATOR_BUSY),
     (ControlError, ExitCode.COORDINATOR_NOT_RUNNING),
     (RecordError, ExitCode.STORE_UNUSABLE),
     (StoreError, ExitCode.STORE_UNUSABLE),
+    (BlobError, ExitCode.STORE_UNUSABLE),
     (DataError, ExitCode.DATA_UNUSABLE),
+    # What no layer above foresaw of this machine's files; its text names the file.
+    (OSError, ExitCode.STORE_UNUSABLE),
 )
 
 

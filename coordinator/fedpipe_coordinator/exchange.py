@@ -120,9 +120,9 @@ class Exchange:
 
     def forget_all(self, keep: set[str]) -> None:
         """Remove all blobs but these, whole or in part; what is being received stays."""
-        for sha256 in set(self._blobs.names()) - keep:
-            self._sender.withdraw(sha256)
         try:
+            for sha256 in set(self._blobs.names()) - keep:
+                self._sender.withdraw(sha256)
             self._blobs.collect(keep)
         except (BlobError, OSError) as error:
             self._log(f"old blobs stay: {error}")

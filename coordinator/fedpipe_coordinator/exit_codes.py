@@ -29,6 +29,7 @@ class ExitCode(IntEnum):
     BROKER_CANNOT_START = 12, "Install Mosquitto 2, or free the port, or set managed = false and start your own."
     COORDINATOR_NOT_RUNNING = 13, "Start it with `fedpipe up` in the federation's folder."
     RUN_FAILED = 14, "Read why in the message and in the run's audit.jsonl, then run the job again."
+    COORDINATOR_BUSY = 15, "See whether the coordinator's process is stopped, then ask again."
     NOT_ENOUGH_AGENTS = 16, "Start more agents, or lower rounds.min_agents, or raise rounds.wait_s."
     DATA_UNUSABLE = 17, "Check that the demo's extra is installed and its folder can be written."
     MODEL_UNUSABLE = 18, "Check the model's folder or hub id in the job file."

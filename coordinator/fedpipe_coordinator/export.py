@@ -13,6 +13,7 @@ It prints one line of JSON to stdout and errors to stderr. Exit codes:
 """
 
 import argparse
+import glob
 import json
 import os
 import shutil
@@ -80,8 +81,7 @@ def export_merged(adapter: Path, base: str, task: Task, out: Path) -> Exported:
     if type(merged) is not type(model) or after != before:
         changed = sorted(set(before.items()) ^ set(after.items()))[:5]
         raise ExportError(f"the merged model is not of the base's architecture: {changed}")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = _part_of(out)
     merged.save_pretrained(part)
     tokenizer = _copy_tokenizer(base, part)
     if out.is_dir():
@@ -89,6 +89,15 @@ def export_merged(adapter: Path, base: str, task: Task, out: Path) -> Exported:
     part.replace(out)
     count = sum(parameter.numel() for parameter in merged.parameters())
     return Exported(str(out), type(merged).__name__, count, tokenizer)
+
+
+def _part_of(out: Path) -> Path:
+    """Where this process writes what becomes `out`; what processes that are gone left of theirs is removed."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
+        pid = left.name.split(".")[-2]
+        if pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return out.with_name(f".{out.name}.{os.getpid()}.part")
 
 
 def _check_folders(adapter: Path, out: Path) -> None:

@@ -57,8 +57,18 @@ def describe(state: RunState, trouble: str = "") -> dict[str, Any]:
         "agents": {member.name: member.standing for member in state.members.values()},
         "initial_metric": metrics_data(state.initial_metric) or None,
         "final_metric": metrics_data(state.final_metric) or None,
-        "note": state.note or trouble,
+        "failure": state.failure,
+        "note": state.note or trouble or _delays(state),
     }
+
+
+def _delays(state: RunState) -> str:
+    """Why updates that were offered are not here yet, as far as that is known."""
+    return "; ".join(
+        f"{name}: {member.note}"
+        for name, member in sorted(state.members.items())
+        if state.open and member.fetch_at is not None and member.note
+    )
 
 
 def _run(service: "Service", data: dict[str, Any]) -> dict[str, Any]:

@@ -73,9 +73,11 @@ class Reception:
                 return Heard(agent, message)
 
     def _presence(self, agent: str, message: Presence) -> AgentOnline | AgentOffline | None:
+        before = self._registry.session(agent)
         match self._registry.presence(agent, message):
             case LetIn(session, news):
-                self._log(f"agent {agent} is online")
+                if session != before:  # one that is there says so again whenever another asks for its name
+                    self._log(f"agent {agent} is online")
                 self._exchange.send(agent, Welcome(session=session))
                 return news
             case Turned(session, reason, first):

@@ -21,6 +21,9 @@ from fedpipe_coordinator.watchers import Watchers
 AGAIN_S = 30.0
 """How long a folder that could not be written is left alone."""
 
+LATE_NOTES = 3
+"""So many notes of one agent's late reports and updates are kept in a round."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
@@ -45,6 +48,7 @@ class RecordKeeper:
         self._trail = RecordTrail(store, folder, clock)
         self._troubles: dict[str, tuple[Trouble, float]] = {}
         self._unconcluded: set[str] = set()
+        self._late: dict[tuple[str, str | None], tuple[int, int]] = {}
 
     def open(self, state: RunState) -> None:
         """Take up what an earlier process stored and did not write out."""
@@ -70,6 +74,8 @@ class RecordKeeper:
         said: list[str] = []
         for action in actions:
             match action:
+                case Note() if self._is_too_much(state.run, action):
+                    continue
                 case Note():
                     line = self._trail.note(state.run, action)
                     said.append(action.text)
@@ -84,6 +90,15 @@ class RecordKeeper:
         self._store.save_run(state, lines)
         self._trail.stored(state.run, lines)
         return said
+
+    def _is_too_much(self, run: str, note: Note) -> bool:
+        """Whether an agent has said enough that was not owed any more in this round: the record must not grow by it."""
+        if note.kind != "late":
+            return False
+        round_, count = self._late.get((run, note.agent), (note.round, 0))
+        count = count + 1 if round_ == note.round else 1
+        self._late[run, note.agent] = (note.round, count)
+        return count > LATE_NOTES
 
     def write_out(self, runs: Mapping[str, RunState], now: float) -> Iterator[tuple[str, Trouble]]:
         """Write what waits into the files; the runs whose folder does not take it, each when that is news."""

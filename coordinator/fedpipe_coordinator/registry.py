@@ -62,8 +62,10 @@ def judge(agent: str, before: Entry, presence: Presence) -> tuple[Entry, Verdict
         return _turn(agent, before, presence, f"its session {_short(session)} is over")
     same = session == before.session or bool(presence.instance and presence.instance == before.instance)
     if not before.online or before.doubted or same:
-        entry = replace(before, online=True, doubted=False, session=session, instance=presence.instance, turned_away={})
-        return entry, LetIn(session, AgentOnline(agent, session))
+        # Each time that another asks, the one that lives says its presence again: who asked is still worth telling.
+        turned = before.turned_away if before.online and session == before.session else {}
+        entry = replace(before, online=True, doubted=False, session=session, instance=presence.instance)
+        return replace(entry, turned_away=turned), LetIn(session, AgentOnline(agent, session))
     return _turn(agent, before, presence, f"session {_short(session)} asks for the same name")
 
 
@@ -129,6 +131,11 @@ class Registry:
         """Whether an agent maps a dataset of that name."""
         entry = self._entries.get(agent)
         return entry is not None and entry.profile is not None and dataset in entry.profile.datasets
+
+    def session(self, agent: str) -> str | None:
+        """The session that is the agent of a name, as far as was heard."""
+        entry = self._entries.get(agent, Entry())
+        return entry.session if entry.online else None
 
     def online(self) -> int:
         """How many agents are online."""

@@ -104,7 +104,7 @@ def _put_off(work: Step, event: WorkDelayed) -> None:
     if event.work != work.state.phase:
         return
     text = f"{event.work} waits: {event.reason}"
-    if work.state.note != text:
+    if not work.state.note.startswith(f"{event.work} waits: "):  # the reason holds the free bytes, which change
         work.note("work-delayed", text)
     work.update(work_at=work.now + WORK_AGAIN_S, note=text)
 

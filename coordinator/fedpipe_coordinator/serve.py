@@ -11,14 +11,18 @@ from typing import Self
 from fedpipe_coordinator.broker import ManagedBroker
 from fedpipe_coordinator.broker_watch import BrokerWatch
 from fedpipe_coordinator.config import Federation
-from fedpipe_coordinator.control import ControlServer, refuse_second
+from fedpipe_coordinator.control import ControlServer
 from fedpipe_coordinator.exchange import Exchange
 from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.home_lock import lock_home
 from fedpipe_coordinator.service import Service
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.blob_files import BlobStore
-from fedpipe_wire.mqtt import MqttTransport
+from fedpipe_wire.mqtt import MqttOptions, MqttTransport
 from fedpipe_wire.topics import Topics
+
+_OPTIONS = MqttOptions(max_takeovers=10)
+"""A second coordinator in a copy of the folder would take turns with this one for ever."""
 
 
 class Server:
@@ -37,10 +41,13 @@ class Server:
         Raises:
             BrokerError: if the managed broker cannot be started.
             StoreError: if the store cannot be opened.
-            ControlError: if a coordinator runs in this folder already.
+            BlobError: if the folder for blobs cannot be used.
+            AlreadyRunningError: if a coordinator runs in this folder already.
+            HomeError: if the folder cannot be used.
+            ControlError: if the control socket cannot be made.
         """
-        refuse_second(self._home.path)
         with ExitStack() as stack:
+            stack.enter_context(lock_home(self._home.path))
             store = SqliteStore(self._home.store)
             stack.callback(store.close)
             broker = self._settings.broker
@@ -53,7 +60,7 @@ class Server:
                 self._log(f"Mosquitto listens on {broker.host}:{managed.port}")
                 port = managed.port
             name = self._settings.federation
-            transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator")
+            transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator", options=_OPTIONS)
             transfers = self._settings.transfer.to_settings()
             blobs = BlobStore(self._home.blobs, chunk_bytes=transfers.chunk_bytes)
             exchange = Exchange(transport, Topics(name), blobs, store.next_counter, self._log, transfers)

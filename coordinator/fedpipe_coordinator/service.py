@@ -136,7 +136,7 @@ class Service:
     def close(self) -> None:
         """Let go of everything."""
         self._write_out()
-        self._actor.worker.close()
+        self._actor.close()
         self._exchange.stop()
         for run in list(self.runs):
             self.watchers.end(run)

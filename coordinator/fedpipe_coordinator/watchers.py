@@ -9,6 +9,9 @@ from queue import SimpleQueue
 
 from fedpipe_coordinator.retelling import Event
 
+MOST_WAITING = 1000
+"""Progress is left out for a watcher that is so many events behind."""
+
 
 class Watchers:
     """The queues that follow a run, by run."""
@@ -19,7 +22,9 @@ class Watchers:
     def say(self, run: str, event: Event) -> None:
         """Tell everybody who follows a run."""
         for queue in self._queues.get(run, ()):
-            queue.put(event)
+            # All else is bounded by the run's records.
+            if event["event"] != "progress" or queue.qsize() < MOST_WAITING:
+                queue.put(event)
 
     def follow(self, run: str, queue: SimpleQueue[Event | None], said: Iterable[Event], *, over: bool) -> None:
         """Give a queue what was said so far and, unless the run is over, what is said from now on; None ends it."""

@@ -5,16 +5,14 @@ thread, so that the session with the broker never waits for a solver.
 """
 
 import hashlib
-import os
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 from fedpipe_coordinator.aggregate import UpdateFile, aggregate_files
 from fedpipe_coordinator.components import draw_components
 from fedpipe_coordinator.global_adapter import initial_adapter
+from fedpipe_coordinator.merging import Merger, WorkError
 from fedpipe_coordinator.peft_format import write_peft_adapter
 from fedpipe_coordinator.records import RunFolder
 from fedpipe_coordinator.run_events import Aggregate, Aggregated, Exported, MakePlans, Planned
@@ -27,19 +25,6 @@ from fedpipe_wire.messages import BlobRef
 
 ROW_NORM = 1.0
 """Norm of the rows of A (the constant c): with orthonormal rows at 1, one constant fits every width."""
-EXPORT_TIMEOUT_S = 3600.0
-
-
-EXTRAS_MISSING = 31
-"""What the exporter ends with when its libraries are not installed."""
-
-
-class WorkError(Exception):
-    """Planning, aggregating or exporting could not be done; the message is for people."""
-
-
-class ExtrasMissingError(WorkError):
-    """Merging needs libraries that are not installed."""
 
 
 def make_plans(
@@ -125,6 +110,7 @@ def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path
     """Make the next global adapter of the accepted updates."""
     if state.adapter is None or state.shape is None:
         raise WorkError(f"run {state.run} has no global adapter to add updates to")
+    _require(blobs, state.adapter.sha256, *action.updates.values(), *action.late.values())
     updates = []
     for name, sha256 in sorted(action.updates.items()):
         member = state.members[name]
@@ -144,6 +130,16 @@ def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path
         round_=action.round,
     )
     return Aggregated(action.round, take_in(blobs, path), report.tail)
+
+
+def _require(blobs: BlobStore, *names: str) -> None:
+    """Refuse work whose blobs somebody has removed."""
+    gone = [name for name in names if not blobs.has(name)]
+    if gone:
+        raise WorkError(
+            f"{len(gone)} of the {len(names)} adapters and updates that this needs are not in {blobs.folder} any more, "
+            f"such as {gone[0][:12]}: run the job again, and leave that folder alone"
+        )
 
 
 def _late_file(state: RunState, name: str, sha256: str, blobs: BlobStore) -> UpdateFile:
@@ -168,10 +164,11 @@ def _adapter_numbers(state: RunState) -> int:
     return rank * sum(weight.d_out + weight.d_in for weight in state.shape.weights) + state.shape.head_parameters
 
 
-def export(state: RunState, blobs: BlobStore, folder: RunFolder) -> Exported:
+def export(state: RunState, blobs: BlobStore, folder: RunFolder, merger: Merger) -> Exported:
     """Write the PEFT adapter, and the merged model if the job asks for it."""
     if state.adapter is None or state.shape is None:
         raise WorkError(f"run {state.run} has nothing to export")
+    _require(blobs, state.adapter.sha256)
     blobs.check_room(state.adapter.size, "the exported adapter")
     write_peft_adapter(
         folder.adapter,
@@ -186,29 +183,6 @@ def export(state: RunState, blobs: BlobStore, folder: RunFolder) -> Exported:
     if state.job.export.merged:
         # of an attempt that was cut short: the folder is this run's own
         shutil.rmtree(folder.merged, ignore_errors=True)
-        merge(folder.adapter, state.job.job.model, state.job.job.task, folder.merged)
+        merger.merge(folder.adapter, state.job.job.model, state.job.job.task, folder.merged)
         paths["merged"] = str(folder.merged)
     return Exported(paths)
-
-
-def merge(adapter: Path, base: str, task: str, out: Path) -> None:
-    """Merge an adapter into its base, in a process of its own: the coordinator never imports torch.
-
-    Raises:
-        WorkError: with the exporter's own message.
-    """
-    command = [sys.executable, "-m", "fedpipe_coordinator.export"]
-    command += ["--adapter", str(adapter), "--base", base, "--task", task, "--out", str(out)]
-    ended = subprocess.run(  # the exporter's arguments are this program's own
-        command,
-        capture_output=True,
-        text=True,
-        timeout=EXPORT_TIMEOUT_S,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-    )
-    if ended.returncode != 0:
-        lines = [line for line in ended.stderr.splitlines() if line.strip()]
-        kind = ExtrasMissingError if ended.returncode == EXTRAS_MISSING else WorkError
-        raise kind(f"merging failed ({ended.returncode}): {lines[-1] if lines else 'no message'}")

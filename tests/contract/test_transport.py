@@ -507,3 +507,45 @@ def test_the_configured_maximum_counts_before_the_broker_has_spoken() -> None:
     transport = MqttTransport("127.0.0.1", 1, "one", options=MqttOptions(max_packet_bytes=1000))
     with pytest.raises(TransportError, match="the limit is 1000"):
         transport.publish("a", bytes(1000))
+
+
+def _pair(mosquitto: Mosquitto, max_takeovers: int) -> tuple[MqttTransport, MqttTransport]:
+    options = MqttOptions(backoff_min_s=0.05, backoff_max_s=0.1, max_takeovers=max_takeovers)
+    first, second = (MqttTransport(mosquitto.host, mosquitto.port, "same", options=options) for _ in range(2))
+    for each in (first, second):
+        each.subscribe("a/#")
+    return first, second
+
+
+def test_two_of_one_identity_do_not_take_turns_for_ever(mosquitto: Mosquitto) -> None:
+    first, second = _pair(mosquitto, max_takeovers=6)
+    first.start()
+    wait_for(first, Connected)
+    second.start()
+    ends: list[Disconnected] = []
+    while not any(end.final for end in ends):
+        for each in (first, second):
+            while not each.events.empty():
+                event = each.events.get()
+                ends += [event] if isinstance(event, Disconnected) else []
+        time.sleep(0.01)
+    (final,) = [end for end in ends if end.final]
+    assert "Stop one of the two" in final.reason
+    left = next(each for each in (first, second) if each._session.phase != "ended")
+    if not left.connected:
+        wait_for(left, Connected)
+    for each in (first, second):
+        each.stop()
+
+
+def test_a_broker_that_is_killed_again_and_again_is_no_rival(mosquitto: Mosquitto) -> None:
+    (only, _) = _pair(mosquitto, max_takeovers=2)
+    only.start()
+    for _ in range(4):
+        wait_for(only, Connected)
+        mosquitto.kill()
+        assert not wait_for(only, Disconnected).final
+        wait_for(only, Disconnected, lambda event: "cannot reach" in event.reason)
+        mosquitto.restart(empty=False)
+    wait_for(only, Connected)
+    only.stop()

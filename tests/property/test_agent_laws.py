@@ -47,6 +47,7 @@ from fedpipe_agent.agent_events import (
     Welcomed,
 )
 from fedpipe_agent.memory import Memory
+from fedpipe_agent.outbox_machine import MAX_OUTBOX
 from fedpipe_agent.state import AgentState, task_key
 from fedpipe_agent.trainer_protocol import (
     ErrorReply,
@@ -123,6 +124,7 @@ class AnyAgent(RuleBasedStateMachine):
                     assert message.update.sha256 in self.shelf, "an update is offered that is not there"
             case DropUpdate(sha256):
                 self.shelf.discard(sha256)
+                self._forget_the_oldest()
             case NameUpdate():
                 assert self.written is not None, "an update is to be named that nobody wrote"
                 self._let(UpdateNamed(self.written))
@@ -140,10 +142,17 @@ class AnyAgent(RuleBasedStateMachine):
         self.agent = self.agent.restarted(away_s)
         # the start of an agent removes what nobody needs
         self.shelf &= {trained.update.sha256 for trained in self.agent.state.memory.outbox}
+        self._forget_the_oldest()
         self._let(Welcomed())
         assert self.agent.state.stage != "shelving", "nobody goes on with the update that was written"
         if self.agent.state.stage == "fetching":
             assert any(isinstance(action, FetchAdapter) for action in self.agent.actions)
+
+    def _forget_the_oldest(self) -> None:
+        """Of a full outbox, the oldest update is owed no more."""
+        outbox = self.agent.state.memory.outbox
+        if len(outbox) == MAX_OUTBOX:
+            self.owed &= {trained.update.sha256 for trained in outbox}
 
     @invariant()
     def what_is_remembered_is_whole(self) -> None:
@@ -158,6 +167,7 @@ class AnyAgent(RuleBasedStateMachine):
             assert task_key(state.task) in memory.done
         assert (state.offered is not None) == (state.stage == "offered")
         outbox = {trained.update.sha256 for trained in memory.outbox}
+        assert len(outbox) <= MAX_OUTBOX
         assert outbox == self.owed == self.shelf, "what is owed, what is remembered and what is on disk differ"
 
     def _check(self, request: Request) -> None:

@@ -35,6 +35,7 @@ from fedpipe_agent.agent_events import (
 )
 from fedpipe_agent.handing import MIN_TRAINING_S
 from fedpipe_agent.memory import Memory
+from fedpipe_agent.outbox_machine import MAX_OUTBOX
 from fedpipe_agent.state import AgentState
 from fedpipe_agent.trainer_machine import OVERRUN_S
 from fedpipe_agent.trainer_protocol import ErrorReply, EvaluatedReply, Opened, ProgressReply, TrainRequest
@@ -61,8 +62,9 @@ def _training(task: Any = None) -> DriveAgent:
     return agent
 
 
-def _ack(update: str, *, accepted: bool) -> Acknowledged:
-    return Acknowledged(Ack(run=RUN, round=1, sha256=update, accepted=accepted, reason="" if accepted else "too late"))
+def _ack(update: str, *, accepted: bool, round_: int = 1) -> Acknowledged:
+    reason = "" if accepted else "too late"
+    return Acknowledged(Ack(run=RUN, round=round_, sha256=update, accepted=accepted, reason=reason))
 
 
 def test_a_run_from_the_agents_side() -> None:
@@ -502,6 +504,25 @@ def test_updates_of_several_rounds_wait_in_the_outbox_and_each_is_settled_by_its
     assert agent.state.stage == "offered"
     agent.task(end_task())
     assert not agent.state.memory.outbox
+
+
+def test_a_coordinator_that_acknowledges_nothing_does_not_fill_the_outbox() -> None:
+    agent = _training()
+    agent.work()
+    for round_ in range(2, MAX_OUTBOX + 3):
+        agent.task(train_task(round_))
+        agent.adapter()
+        agent.work()
+        assert len(agent.state.memory.outbox) <= MAX_OUTBOX
+    offered = [message for message in said(agent.actions) if isinstance(message, Trained)]
+    assert agent.state.memory.outbox == tuple(offered[2:])
+    assert agent.all(DropUpdate) == [DropUpdate(each.update.sha256) for each in offered[:2]]
+    told = [log.text for log in agent.all(Log) if "never acknowledged" in log.text]
+    assert [offer.update.sha256[:12] in text for offer, text in zip(offered, told, strict=False)] == [True, True]
+    # A late word of it changes nothing, and the others are settled as ever.
+    agent(_ack(offered[0].update.sha256, accepted=True))
+    agent(_ack(offered[-1].update.sha256, accepted=True, round_=offered[-1].round))
+    assert agent.state.memory.outbox == tuple(offered[2:-1])
 
 
 def test_an_update_of_a_run_that_is_not_worked_on_ends_with_its_run() -> None:

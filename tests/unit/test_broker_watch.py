@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from fedpipe_coordinator.broker_errors import BrokerDiedError
+from fedpipe_coordinator.broker_errors import BrokerDiedError, BrokerError
 from fedpipe_coordinator.broker_watch import STEADY_S, WAIT_MAX_S, BrokerWatch
 
 
@@ -72,3 +72,19 @@ def test_a_broker_that_was_steady_is_started_again_at_once() -> None:
     broker.is_alive = False
     assert _tries(broker, watch, 201.0, 1)[0] < 0.5
     assert broker.trimmed > 1
+
+
+class Cramped(Fragile):
+    """A broker whose log cannot be kept short."""
+
+    def trim_log(self) -> None:
+        super().trim_log()
+        raise BrokerError("no space left")
+
+
+def test_a_log_that_cannot_be_kept_short_is_told_once_and_ends_nothing() -> None:
+    said: list[str] = []
+    broker = Cramped(0)
+    _tries(broker, BrokerWatch(broker, said.append), 0.0, 200)
+    assert broker.trimmed > 2
+    assert said == ["the broker's log is not kept short: no space left"]

@@ -1,5 +1,6 @@
 """The control socket between real sockets and threads: one question, its answers, and what may go wrong."""
 
+import os
 import socket
 import stat
 import threading
@@ -11,15 +12,20 @@ from typing import Any
 
 import pytest
 
+from fedpipe_coordinator import control
 from fedpipe_coordinator.control import (
     MAX_REQUEST_BYTES,
     SOCKET_NAME,
+    ControlBusyError,
     ControlError,
     ControlRequest,
     ControlServer,
+    ControlSocketError,
+    RequestTooLargeError,
     ask,
     refuse_second,
 )
+from fedpipe_coordinator.home_lock import AlreadyRunningError, lock_home
 from fedpipe_coordinator.retelling import Event
 from fedpipe_coordinator.watchers import Watchers
 
@@ -110,7 +116,7 @@ def test_a_second_coordinator_is_refused_and_the_first_is_not_bothered(tmp_path:
         _echo(request)
 
     with _serving(tmp_path, note):
-        with pytest.raises(ControlError, match="a coordinator is running in"):
+        with pytest.raises(AlreadyRunningError, match="a coordinator is running in"):
             ControlServer(tmp_path, _echo)
         assert list(ask(tmp_path, {"n": 1})) == [{"echo": {"n": 1}}]
     assert asked == [{"n": 1}]
@@ -171,3 +177,92 @@ def test_who_watches_a_run_that_is_over_hears_its_end_at_once() -> None:
     after: SimpleQueue[Event | None] = SimpleQueue()
     Watchers().follow("r", after, [{"event": "run-done"}], over=True)
     assert _heard(after) == [{"event": "run-done"}, None]
+
+
+def test_a_coordinator_that_is_stopped_is_said_to_be_there(tmp_path: Path) -> None:
+    with _serving(tmp_path, lambda _: None), lock_home(tmp_path):
+        with pytest.raises(
+            ControlBusyError, match=rf"is there \(process {os.getpid()}\) and did not answer within 0.2 s"
+        ):
+            next(ask(tmp_path, {}, timeout_s=0.2))
+        with pytest.raises(AlreadyRunningError, match=f"as process {os.getpid()}"):
+            refuse_second(tmp_path)
+
+
+def test_a_socket_whose_queue_is_full_is_somebodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "LOOK_S", 0.2)
+    with socket.socket(socket.AF_UNIX) as stopped, socket.socket(socket.AF_UNIX) as first:
+        stopped.bind(str(tmp_path / SOCKET_NAME))
+        stopped.listen(0)
+        first.connect(str(tmp_path / SOCKET_NAME))
+        with pytest.raises(AlreadyRunningError):
+            refuse_second(tmp_path)
+
+
+def test_a_coordinator_whose_socket_was_removed_is_said_to_be_there(tmp_path: Path) -> None:
+    with _serving(tmp_path, _echo), lock_home(tmp_path):
+        (tmp_path / SOCKET_NAME).unlink()
+        with pytest.raises(ControlBusyError, match=f"cannot be asked over {SOCKET_NAME}"):
+            next(ask(tmp_path, {}))
+
+
+def test_a_question_that_is_too_large_is_not_sent(tmp_path: Path) -> None:
+    asked: list[ControlRequest] = []
+    said = f"takes at most {MAX_REQUEST_BYTES}: make the job smaller"
+    with _serving(tmp_path, asked.append), pytest.raises(RequestTooLargeError, match=said):
+        next(ask(tmp_path, {"job": "x" * MAX_REQUEST_BYTES}))
+    assert asked == []
+
+
+def test_a_socket_that_is_not_its_own_is_left_by_one_that_ends(tmp_path: Path) -> None:
+    first = ControlServer(tmp_path, _echo)
+    (tmp_path / SOCKET_NAME).unlink()
+    with _serving(tmp_path, _echo):
+        first.close()
+        assert list(ask(tmp_path, {"n": 1})) == [{"echo": {"n": 1}}]
+
+
+def test_a_folder_in_the_sockets_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / SOCKET_NAME).mkdir()
+    with pytest.raises(ControlSocketError, match=f"{tmp_path / SOCKET_NAME} cannot be made: Is a directory"):
+        ControlServer(tmp_path, _echo)
+
+
+def test_a_client_that_asks_nothing_holds_no_thread(tmp_path: Path) -> None:
+    before = threading.active_count()
+    server = ControlServer(tmp_path, _echo, ask_s=0.2)
+    with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as halting:
+        for client in (silent, halting):
+            client.settimeout(20)
+            client.connect(str(tmp_path / SOCKET_NAME))
+        halting.sendall(b'{"op": ')
+        assert silent.recv(1) == b""
+        assert halting.recv(1) == b""
+        assert list(ask(tmp_path, {"n": 1})) == [{"echo": {"n": 1}}]
+    server.close()
+    assert threading.active_count() <= before + 1
+
+
+def test_a_client_that_takes_no_answers_is_let_go_and_its_answers_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "TAKE_S", 0.2)
+    asked: SimpleQueue[ControlRequest] = SimpleQueue()
+    with _serving(tmp_path, asked.put), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / SOCKET_NAME))
+        client.sendall(b"{}\n")
+        request = asked.get(timeout=20)
+        for _ in range(2000):
+            request.replies.put({"event": "x" * 1000})
+        drained = threading.Event()
+
+        def look() -> None:
+            while not request.replies.empty():
+                drained.wait(0.01)
+            drained.set()
+
+        looker = threading.Thread(target=look)
+        looker.start()
+        assert drained.wait(20)
+        request.replies.put(None)
+        looker.join()

@@ -128,3 +128,25 @@ with database.transaction():
     assert ended.returncode == -9
     with closing(_opened(path)) as database:
         assert database.execute("SELECT text FROM notes") == [("committed",)]
+
+
+def test_a_database_that_another_process_brings_up_to_date_meanwhile_is_taken_as_it_is(tmp_path: Path) -> None:
+    """Both see the older version; whoever comes second must not do the same again."""
+    path = tmp_path / "a.db"
+    _opened(path, _first).close()
+    made: list[int] = []
+
+    class Slow(Database):
+        """Looks, and then is overtaken."""
+
+        def _back_up(self, version: int) -> None:
+            super()._back_up(version)
+            _opened(path).close()
+
+        def _version(self) -> int:
+            made.append(found := super()._version())
+            return found
+
+    with closing(Slow(path, (_first, _second), what="the test's store")) as database:
+        assert database.execute("SELECT text, day FROM notes") == []
+    assert made == [1, 2]

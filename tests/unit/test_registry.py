@@ -83,6 +83,12 @@ def test_a_session_is_turned_away_each_time_and_told_to_people_once() -> None:
     assert "1" * 9 not in first
     assert "22222222 asks" in first
     assert "33333333 asks" in second
+    # The one that lives says so again each time that another asks.
+    assert isinstance(registry.presence("a", _online("1" * 32, "disk-1")), LetIn)
+    again = registry.presence("a", _online("2" * 32, "disk-2"))
+    assert isinstance(again, Turned)
+    assert not again.first
+    assert registry.describe()["a"]["turned_away"] == [first, second]
     registry.presence("a", _offline("1" * 32))
     assert isinstance(registry.presence("a", _online("2" * 32, "disk-2")), LetIn)
     assert registry.describe()["a"]["turned_away"] == []

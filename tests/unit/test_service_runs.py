@@ -137,3 +137,14 @@ def test_what_time_alone_brings_to_a_transfer_is_acted_on(office: Office, monkey
     monkeypatch.setattr(office.service._exchange, "finished", lambda: iter([] if seen else [given_up]))
     office.service.serve()
     assert seen == [(given_up,)]
+
+
+def test_a_second_agent_of_a_name_is_told_of_once_however_often_it_asks(office: Office) -> None:
+    older, newer = Presence(state="online", session="1"), Presence(state="online", session="2")
+    office.said.clear()
+    for _ in range(3):
+        office.say(newer)
+        office.say(older)  # as it does when it hears that another was turned away
+    (line,) = office.said
+    assert line.startswith("turned away: agent a is here as session 1, and session 2 asks for the same name")
+    assert office.ask(op="agents")["agents"]["a"]["turned_away"] == [line.removeprefix("turned away: ")]

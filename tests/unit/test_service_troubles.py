@@ -15,8 +15,9 @@ from run_support import device, evaluated, job, planned, ref, scored, survey, tr
 from fedpipe_coordinator import work
 from fedpipe_coordinator.exchange import TransferDone
 from fedpipe_coordinator.housekeeping import needed_blobs
+from fedpipe_coordinator.merging import WorkError
 from fedpipe_coordinator.records import RecordsFullError, RunFolder
-from fedpipe_coordinator.run_events import MakePlans, Planned, Send, WorkDelayed, WorkFailed
+from fedpipe_coordinator.run_events import Aggregate, MakePlans, Planned, Send, WorkDelayed, WorkFailed
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.store import StoreError
 from fedpipe_coordinator.worker import phase_failed
@@ -205,7 +206,7 @@ def test_a_full_disk_delays_a_transfer_and_declines_nothing(office: Office) -> N
     [
         (OSError(errno.ENOSPC, "No space left on device"), True),
         (BlobDiskError("needs 5 bytes, 4 are free"), True),
-        (work.WorkError("merging failed (30): OSError: [Errno 28] No space left on device"), True),
+        (WorkError("merging failed (30): OSError: [Errno 28] No space left on device"), True),
         (FileNotFoundError(errno.ENOENT, "No such file"), False),
         (ValueError("something else"), False),
     ],
@@ -373,3 +374,24 @@ def test_nothing_is_collected_while_the_worker_makes_something(office: Office) -
     assert not office.blobs.has(new[0].sha256)
     os.close(release_r)
     os.close(release_w)
+
+
+def test_a_folder_of_blobs_that_was_removed_is_made_again_and_an_update_waits_with_the_reason(office: Office) -> None:
+    run = _training(office)
+    shutil.rmtree(office.folder / "blobs")
+    office.service._collect()
+    assert any("old blobs stay" in line for line in office.said)
+    offer = trained("a", 1).model_copy(update={"run": run})
+    (office.folder / "blobs").write_text("in its place")
+    office.say(offer)
+    assert "a: " in office.ask(op="status")["runs"][0]["note"]
+    assert "cannot make the folder" in office.ask(op="status")["runs"][0]["note"]
+    (office.folder / "blobs").unlink()
+    office.heard()
+    office.say(offer)
+    (request,) = office.heard()
+    assert isinstance(request, BlobRequest)
+    state = _state(office, run)
+    aggregate = Aggregate(1, {"a": offer.update.sha256})
+    with pytest.raises(WorkError, match=f"not in {office.folder / 'blobs'} any more"):
+        work.aggregate(state, aggregate, office.blobs, office.folder)

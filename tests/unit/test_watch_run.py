@@ -50,3 +50,28 @@ def test_a_coordinator_that_goes_away_is_told_with_what_to_do(home: Home, phase:
     with pytest.raises(CliError, match="fedpipe up") as caught:
         watch_run(home, "r")
     assert caught.value.code == ExitCode.COORDINATOR_NOT_RUNNING
+
+
+@pytest.mark.parametrize(
+    ("phase", "failure", "code", "says"),
+    [
+        ("done", "", ExitCode.STORE_UNUSABLE, "its records are not written yet: no space"),
+        ("failed", "failed", ExitCode.RUN_FAILED, "failed: no space"),
+        ("failed", "not-enough-agents", ExitCode.NOT_ENOUGH_AGENTS, "failed: no space"),
+        ("training", "", ExitCode.COORDINATOR_NOT_RUNNING, "went away"),
+    ],
+)
+def test_a_run_that_is_over_and_has_no_summary_is_told_by_the_coordinator_that_lives(
+    tmp_path: Path, phase: str, failure: str, code: ExitCode, says: str
+) -> None:
+    def answer(request: ControlRequest) -> None:
+        if request.data["op"] == "watch":
+            request.replies.put(None)
+        else:
+            request.answer({"runs": [{"run": "r", "phase": phase, "failure": failure, "note": "no space"}]})
+
+    server = ControlServer(tmp_path, answer)
+    with pytest.raises(CliError, match=says) as caught:
+        watch_run(Home(tmp_path), "r")
+    server.close()
+    assert caught.value.code == code

@@ -68,10 +68,7 @@ class BlobStore:
         self._boot = boot_name() if boot is None else boot
         self._partials: dict[str, PartialBlob] = {}
         self.verified: set[str] = set()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BlobDiskError(f"cannot make the folder {folder} for blobs: {error.strerror}") from None
+        self._make_folder()
         for left in self._listed():
             if left.suffix == ".new":  # of one that was killed
                 self._unlink(left)
@@ -147,6 +144,7 @@ class BlobStore:
         Raises:
             BlobError: if it is empty, too large or unreadable, or the disk does not take it.
         """
+        self._make_folder()
         try:
             size = path.stat().st_size
             if move and size and path.stat().st_dev == self.folder.stat().st_dev:
@@ -217,6 +215,7 @@ class BlobStore:
                 blobs that are arriving already.
         """
         check_size(ref, self.max_bytes)
+        self._make_folder()
         partial = PartialBlob(self.folder, ref, self._boot, self.verified.add)
         self._partials = {name: each for name, each in self._partials.items() if not each.closed}
         promised = sum(each.missing_bytes for each in self._partials.values())
@@ -229,17 +228,27 @@ class BlobStore:
         return partial
 
     def check_room(self, needed_bytes: int, what: str) -> None:
-        """Refuse what would fill the disk.
+        """Refuse what would fill the disk; a folder that somebody removed is made again.
 
         Raises:
-            BlobDiskError: naming what is needed and what is free.
+            BlobDiskError: naming what is needed and what is free, or the folder that cannot be made.
         """
+        self._make_folder()
         free, needed = self._free_bytes(self.folder), needed_bytes + self._reserve_bytes
         if free < needed:
             raise BlobDiskError(
                 f"{what} needs {needed} bytes ({self._reserve_bytes} of them in reserve), {free} are free in "
                 f"{self.folder}: make room or move the folder"
             )
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BlobDiskError(
+                f"cannot make the folder {self.folder} for blobs: {error.strerror}: move away what lies in its place, "
+                "and make the folder around it writable"
+            ) from None
 
     def _add(self, blocks: Iterator[bytes], size: int) -> str:
         self._check_total(size, "blob")

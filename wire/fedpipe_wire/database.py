@@ -96,7 +96,7 @@ class Database:
             raise DatabaseCorruptError(self._say(f"is damaged ({' '.join(found[0].split())})", _RESTORE))
 
     def _migrate(self, migrations: Sequence[Migration]) -> None:
-        version, newest = self._connection.execute("PRAGMA user_version").fetchone()[0], len(migrations)
+        version, newest = self._version(), len(migrations)
         if not 0 <= version <= newest:
             raise DatabaseNewerError(
                 self._say(
@@ -106,10 +106,16 @@ class Database:
             )
         if 0 < version < newest:
             self._back_up(version)
-        for number in range(version, newest):
+        while version < newest:
             with self.transaction():
-                migrations[number](self._connection)
-                self._connection.execute(f"PRAGMA user_version={number + 1}")
+                version = self._version()  # another process may have been faster
+                if version < newest:
+                    migrations[version](self._connection)
+                    version += 1
+                    self._connection.execute(f"PRAGMA user_version={version}")
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
     def _back_up(self, version: int) -> None:
         # An owner who goes back to the older version finds what it can read.

@@ -23,12 +23,12 @@ from fedpipe_wire.link import (
     Stop,
     Subscribe,
 )
+from fedpipe_wire.rivals import RIVAL, TAKEN_OVER, Rivals
 from fedpipe_wire.sending import Publication, Sending
 from fedpipe_wire.transport import Connected, Delivered, Disconnected, Event, Received
 
 _FAILURE = 0x80
 _NOT_AUTHORIZED = 0x87
-_TAKEN_OVER = 0x8E
 _QUOTA_EXCEEDED = 0x97
 _REMEDIES = {
     0x84: "the broker does not speak MQTT 5: use Mosquitto 2.0 or newer",
@@ -57,6 +57,7 @@ class MqttOptions:
         backoff_min_s: wait before the second attempt to connect; doubles with each that does not last.
         backoff_max_s: longest wait between attempts.
         drain_s: how long `stop` waits for acknowledgements.
+        max_takeovers: end for good after so many in a row, as `rivals.py` counts them.
     """
 
     keepalive_s: int = 15
@@ -69,6 +70,7 @@ class MqttOptions:
     backoff_min_s: float = 0.2
     backoff_max_s: float = 5.0
     drain_s: float = 2.0
+    max_takeovers: int | None = None
 
 
 class Session:
@@ -110,7 +112,7 @@ class Session:
         self._due: float | None = 0.0
         self._backoff_s = options.backoff_min_s
         self._up_at = 0.0
-        self._said = ""
+        self._said, self._rivals = "", Rivals(options.max_takeovers)
 
     def run(self) -> None:
         """Work until stopped or finally refused."""
@@ -175,10 +177,14 @@ class Session:
                 self._granted(self._granting.pop(packet_id, ()), codes)
             case Lost() if self.phase == "leaving":
                 self.phase = "ended"
-            case Lost(_, code, reason):
-                if code == _TAKEN_OVER:
-                    reason = "another client logged in with this identity: give each agent its own"
-                self._fall(f"connection to the broker at {self._where} lost: {reason}")
+            case Lost():
+                self._lost(signal.code, signal.reason)
+
+    def _lost(self, code: int, reason: str) -> None:
+        if code == TAKEN_OVER:
+            reason = "another client logged in with this identity: give each agent its own"
+        rival = self.phase == "up" and self._rivals.lost(code, time.monotonic())
+        self._fall(f"connection to the broker at {self._where} lost: {reason}{RIVAL if rival else ''}", final=rival)
 
     # --- connecting -----------------------------------------------------------------------------
 
@@ -187,6 +193,7 @@ class Session:
         try:
             self._link = self._open_link(self._number, self._inbox)
         except (OSError, ValueError) as error:
+            self._rivals.refused()
             self._fall(f"cannot reach the broker at {self._where}: {error}")
             return
         self.phase, self._due = "opening", time.monotonic() + self._options.answer_s
@@ -207,6 +214,8 @@ class Session:
         most = self._options.max_in_flight
         self._sending.limit = min(most, answer.receive_maximum or most)
         self._resumed = answer.resumed
+        if not answer.resumed:
+            self._rivals.refused()
         self.phase = "subscribing"
         if self._patterns:
             self._ask(tuple(self._patterns))

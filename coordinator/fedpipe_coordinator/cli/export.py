@@ -10,8 +10,7 @@ import typer
 from fedpipe_coordinator.cli.options import HomeOption, find_home
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
-from fedpipe_coordinator.work import ExtrasMissingError, WorkError
-from fedpipe_coordinator.work import merge as merge_adapter
+from fedpipe_coordinator.merging import ExtrasMissingError, Merger, WorkError
 
 
 def export(
@@ -35,7 +34,7 @@ def export(
     else:
         summary = json.loads(summary_file.read_text())
         try:
-            merge_adapter(folder / "adapter", summary["model"], summary["task"], to)
+            Merger().merge(folder / "adapter", summary["model"], summary["task"], to)
         except ExtrasMissingError as error:
             raise CliError(str(error), ExitCode.EXPORT_EXTRAS_MISSING) from error
         except WorkError as error:

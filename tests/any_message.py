@@ -1,4 +1,7 @@
-"""Hypothesis strategies for every message, read off the types themselves, so that a new field is covered by itself."""
+"""Hypothesis strategies for every message, read off the types themselves, so that a new field is covered by itself.
+
+A number without a lower or an upper bound is an error here: whoever adds one must say how large it may be.
+"""
 
 import typing
 from types import NoneType, UnionType
@@ -56,11 +59,11 @@ def _plain(kind: Any, limits: dict[str, Any]) -> st.SearchStrategy[Any]:
     if kind is bool:
         return st.booleans()
     if kind is int:
-        lowest = limits["gt"] + 1 if "gt" in limits else limits.get("ge", -(2**53))
-        return st.integers(lowest, 2**53)
+        lowest = limits["gt"] + 1 if "gt" in limits else limits["ge"]
+        return st.integers(lowest, limits["le"])
     if kind is float:
-        lowest = limits.get("gt", limits.get("ge", -1e300))
-        return st.floats(lowest, 1e300, exclude_min="gt" in limits)
+        lowest = limits.get("gt", limits.get("ge"))
+        return st.floats(lowest, limits["le"], exclude_min="gt" in limits)
     if kind is str and "pattern" in limits:
         return st.from_regex(limits["pattern"], fullmatch=True)
     if kind is str:

@@ -24,10 +24,12 @@ from fedpipe_coordinator.run_events import (
     SaveRound,
     Send,
     StopFetch,
+    WorkFailed,
 )
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.worker import WorkDone, Worker, phase_failed
 from fedpipe_wire.blob_files import BlobStore
+from fedpipe_wire.messages import MessageError
 from fedpipe_wire.messages import RunState as RunStateMessage
 
 
@@ -56,7 +58,11 @@ class Actor:
         """Do one action; records and notes are stored with the state, and are not actions here."""
         match action:
             case Send(agent, message):
-                self._exchange.send(agent, message)
+                try:
+                    self._exchange.send(agent, message)
+                except MessageError as error:
+                    text = f"{error}: use fewer or shorter labels, a lower adapter.rank_ladder, or a smaller model"
+                    self._later(state, WorkFailed(f"the task for {agent} is too large", text))
             case Fetch():
                 refused = self.intake.fetch(state, action)
                 if refused is not None:

@@ -8,18 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from fedpipe_profiles.settings_file import load_settings
-from fedpipe_profiles.values import Settings
+from fedpipe_profiles.values import Count, Factor, PositiveCount, PositiveSeconds, PositiveSize, Settings
 from fedpipe_wire.messages import JobTerms
 from fedpipe_wire.topics import check_name
 from fedpipe_wire.transfer import TransferSection
@@ -50,7 +42,7 @@ def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
     return labels
 
 
-RisingSizes = Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_rising)]
+RisingSizes = Annotated[tuple[PositiveSize, ...], Field(min_length=1), AfterValidator(_rising)]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -60,7 +52,7 @@ class JobSection(Settings):
     name: Annotated[str, AfterValidator(_job_name)]
     model: str = Field(min_length=1, max_length=1000, description="hub id or folder, as the agents know it")
     task: Literal["causal-lm", "sequence-classification"]
-    seed: NonNegativeInt = 0
+    seed: Count = 0
 
 
 class DataSection(Settings):
@@ -70,18 +62,18 @@ class DataSection(Settings):
     labels: Annotated[tuple[Label, ...], Field(min_length=MIN_LABELS), AfterValidator(_distinct)] | None = Field(
         default=None, description="in the order of the model's outputs; left out: the union of the silos'"
     )
-    evaluation_examples: PositiveInt = Field(default=256, description="held-out examples per agent, at most")
+    evaluation_examples: PositiveCount = Field(default=256, description="held-out examples per agent, at most")
 
 
 class RoundsSection(Settings):
     """[rounds]: how long, and with how many agents."""
 
-    number: PositiveInt
-    deadline_s: Literal["auto"] | PositiveFloat = "auto"
-    min_agents: PositiveInt = 1
+    number: PositiveSize
+    deadline_s: Literal["auto"] | PositiveSeconds = "auto"
+    min_agents: PositiveSize = 1
     fraction: float = Field(default=1.0, gt=0.0, le=1.0, description="of the agents that are there, per round")
-    wait_s: PositiveFloat = Field(default=600.0, description="seconds to wait for min_agents before giving up")
-    patience: PositiveInt | None = Field(default=None, description="rounds without a better loss before stopping")
+    wait_s: PositiveSeconds = Field(default=600.0, description="seconds to wait for min_agents before giving up")
+    patience: PositiveSize | None = Field(default=None, description="rounds without a better loss before stopping")
     late_weight: float = Field(
         default=0.5,
         ge=0.0,
@@ -93,14 +85,14 @@ class RoundsSection(Settings):
 class TrainSection(Settings):
     """[train]: the local training."""
 
-    learning_rate: PositiveFloat = 2e-3
-    sequence_length: PositiveInt = Field(default=128, description="tokens per example, at most")
+    learning_rate: Factor = 2e-3
+    sequence_length: PositiveSize = Field(default=128, description="tokens per example, at most")
     batch_sizes: RisingSizes = BATCH_SIZES
-    examples_per_round: PositiveInt = Field(default=256, description="per agent; fewer where the deadline is near")
+    examples_per_round: PositiveCount = Field(default=256, description="per agent; fewer where the deadline is near")
     balance_labels: bool = Field(
         default=True, description="classification: each silo's own mix of labels is kept out of its loss"
     )
-    score_batches: PositiveInt = Field(default=4, description="private batches for the contribution of the weights")
+    score_batches: PositiveCount = Field(default=4, description="private batches for the contribution of the weights")
 
 
 def _default_ladder(data: Mapping[str, Any]) -> tuple[int, ...]:
@@ -111,10 +103,10 @@ def _default_ladder(data: Mapping[str, Any]) -> tuple[int, ...]:
 class AdapterSection(Settings):
     """[adapter]: the global adapter, and the ranks that a device may train of it."""
 
-    global_rank: PositiveInt = 32
+    global_rank: PositiveSize = 32
     rank_ladder: RisingSizes = Field(default_factory=_default_ladder, description="ranks a weight may get")
     candidates: Literal["all-linear"] = "all-linear"
-    scale: PositiveFloat = Field(default=1.0, description="the constant s of s * B @ A")
+    scale: Factor = Field(default=1.0, description="the constant s of s * B @ A")
 
     @field_validator("rank_ladder")
     @classmethod

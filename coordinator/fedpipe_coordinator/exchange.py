@@ -19,6 +19,7 @@ from fedpipe_wire.blob_sender import BlobSender
 from fedpipe_wire.blobs import BlobSettings
 from fedpipe_wire.messages import (
     COORDINATOR_CHANNELS,
+    MAX_MESSAGE_BYTES,
     SCHEMA_VERSION,
     Ack,
     AgentMessage,
@@ -90,7 +91,11 @@ class Exchange:
     # --- sending ------------------------------------------------------------------------------------------------
 
     def send(self, agent: str, message: Task | Ack | BlobRequest | Welcome | TurnedAway) -> None:
-        """Send to one agent; kept until the session is up."""
+        """Send to one agent; kept until the session is up.
+
+        Raises:
+            MessageError: if the message is larger than an agent reads.
+        """
         self._publish(self._topics.down(agent, COORDINATOR_CHANNELS[type(message)]), message, retain=False)
 
     def announce(self, message: RunState) -> None:
@@ -123,8 +128,11 @@ class Exchange:
             self._log(f"old blobs stay: {error}")
 
     def _publish(self, topic: str, message: CoordinatorMessage, *, retain: bool) -> None:
+        payload = encode(message)
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise MessageError(f"{message.type} has {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are read")
         outside = envelope.Envelope(SCHEMA_VERSION, uuid.uuid4().hex, self._next_counter())
-        sent = self.transport.publish(topic, encode(message), retain=retain, properties=outside.properties())
+        sent = self.transport.publish(topic, payload, retain=retain, properties=outside.properties())
         if sent is None:
             self._unsent.append((topic, message, retain))
 

@@ -6,6 +6,7 @@ planned from the next round on.
 
 from fedpipe_coordinator import late
 from fedpipe_coordinator.base_model import base_identity, curve_problem
+from fedpipe_coordinator.message_room import labels_problem, model_problem
 from fedpipe_coordinator.run_events import AgentOnline, Send
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
@@ -80,6 +81,10 @@ def on_surveyed(work: Step, member: Member, survey: Survey) -> None:
     """An agent says what it holds; one that cannot belong to this run is told why."""
     if member.survey is not None or member.standing == "refused":  # who was left out was told why, once
         return
+    problem = labels_problem(survey.labels, "it has") or model_problem(survey.shape, work.state.job)
+    if problem is not None:
+        exclude(work, member, f"{member.name} cannot take part: {problem}")
+        return
     labels = work.state.job.data.labels or (work.state.labels if work.state.phase != "surveying" else ())
     unknown = sorted(set(survey.labels) - set(labels)) if labels else []
     if unknown:
@@ -133,6 +138,19 @@ def exclude(work: Step, member: Member, reason: str) -> None:
     work.put(member.model_copy(update={"standing": "refused", "note": reason, "survey": None}))
     work.note("excluded", reason, agent=member.name)
     work.do(Send(member.name, EndTask(run=work.state.run, reason=reason[:1000])))
+
+
+def leave_out(work: Step, name: str, reason: str) -> None:
+    """Go on without an agent whose words cannot be worked with; an update of it that was acknowledged still counts."""
+    member = work.state.members.get(name)
+    if member is None:
+        return
+    member = member.model_copy(update={"contribution": None, "evaluated": None, "measurements": ()})
+    if member.standing == "accepted":
+        work.put(member.model_copy(update={"survey": None, "note": reason}))
+        work.note("excluded", reason, agent=name)
+        return
+    exclude(work, member, reason)
 
 
 def other_base(name: str, theirs: str, ours: str) -> str:

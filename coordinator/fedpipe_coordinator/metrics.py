@@ -2,19 +2,27 @@
 
 from typing import Any
 
+from fedpipe_profiles.values import MAX_COUNT
 from fedpipe_wire.messages import Metrics
 
 
 def combine_metrics(metrics: list[Metrics]) -> Metrics | None:
     """The example-weighted mean of the agents' metrics, or None where there is none."""
-    total = sum(metric.examples for metric in metrics)
-    if total == 0:
+    if not metrics:
         return None
-    accuracies = [metric.accuracy for metric in metrics]
-    accuracy = None
-    if None not in accuracies:
-        accuracy = sum((m.accuracy or 0.0) * m.examples for m in metrics) / total
-    return Metrics(loss=sum(m.loss * m.examples for m in metrics) / total, accuracy=accuracy, examples=total)
+    weights = [metric.examples for metric in metrics]
+    accuracies = [metric.accuracy for metric in metrics if metric.accuracy is not None]
+    return Metrics(
+        loss=_mean([metric.loss for metric in metrics], weights),
+        accuracy=_mean(accuracies, weights) if len(accuracies) == len(metrics) else None,
+        examples=min(sum(weights), MAX_COUNT),
+    )
+
+
+def _mean(numbers: list[float], weights: list[int]) -> float:
+    """The weighted mean; rounding must not take it beyond the numbers themselves, and so beyond what may be sent."""
+    mean = sum(number * weight for number, weight in zip(numbers, weights, strict=True)) / sum(weights)
+    return min(max(mean, min(numbers)), max(numbers))
 
 
 def metrics_data(metric: Metrics | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def begin_planning(work: Step, round_: int) -> None:
 
 
 def wait_for_agents(work: Step) -> None:
-    """Ask for plans once `min_agents` are online and scored; give up after `rounds.wait_s`.
+    """Ask for plans once `min_agents` are online and scored; give up after `rounds.wait_s`, and a pause before it.
 
     Who was lost a moment ago is waited for: after a restart of the coordinator all are, and a round must not begin with
     those alone that were heard first. But no longer than the grace, counted once for all: of many agents that come and
@@ -31,7 +31,7 @@ def wait_for_agents(work: Step) -> None:
     state = work.state
     delivered = sum(_delivered(member, state.round) for member in work.members())
     scored = [m for m in work.members() if m.contribution is not None and not _delivered(m, state.round)]
-    if state.planning_asked:
+    if state.planning_asked or work.now - state.phase_began < state.pause_s:
         return
     patient = work.now - heard_since(state) <= OFFLINE_GRACE_S
     if patient and any(not member.online and not is_lost(member, work.now) for member in scored):
@@ -40,7 +40,7 @@ def wait_for_agents(work: Step) -> None:
     if ready and len(ready) + delivered >= state.job.rounds.min_agents:
         work.update(planning_asked=True)
         work.do(MakePlans(state.round, draw_agents(state, ready, delivered)))
-    elif is_overdue(state, state.job.rounds.wait_s, work.now):
+    elif is_overdue(state, state.pause_s + state.job.rounds.wait_s, work.now):
         work.fail(
             f"round {state.round} cannot begin: {len(ready) + delivered} agents are online, "
             f"rounds.min_agents is {state.job.rounds.min_agents}. Start the missing agents and run the job again",

@@ -9,7 +9,7 @@ from fedpipe_coordinator.run_events import BroadcastAdapter, Export, RunAction
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_wire.moments import Moment, rebased
 
-_TIMES = ("phase_began", "round_began")
+_TIMES = ("phase_began", "round_began", "missed_since")
 """What of a run's times lies in the past; the rest is set anew by `resume`."""
 
 
@@ -24,8 +24,14 @@ def rebase(state: RunState, then: Moment | None, now: Moment) -> RunState:
     if not state.open:
         return state
     if then is None or not state.members:  # who waited for the run before it, or for agents, goes on waiting
-        return state.model_copy(update=dict.fromkeys(_TIMES, now.monotonic_s))
-    return state.model_copy(update={name: rebased(getattr(state, name), then, now) for name in _TIMES})
+        return state.model_copy(update=dict.fromkeys(_known(state), now.monotonic_s))
+    return state.model_copy(update={name: rebased(at_s, then, now) for name, at_s in _known(state).items()})
+
+
+def _known(state: RunState) -> dict[str, float]:
+    """The times that a run has."""
+    times = {name: getattr(state, name) for name in _TIMES}
+    return {name: at_s for name, at_s in times.items() if at_s is not None}
 
 
 def resume(state: RunState, now: float) -> tuple[RunState, tuple[RunAction, ...]]:

@@ -26,7 +26,10 @@ from fedpipe_wire.messages import Metrics
 DEADLINE_GRACE = 1.25
 DEADLINE_GRACE_S = 20.0
 EVALUATION_GRACE_S = 300.0
-MAX_MISSED_ROUNDS = 3
+MIN_ATTEMPTS = 3
+"""A round is not given up before, and after `rounds.wait_s` since the first of them failed."""
+PAUSES_S = (10.0, 30.0, 60.0)
+"""Before the second attempt, the third, and each one after it."""
 
 
 def on_work(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed | Planned | Aggregated) -> None:
@@ -57,17 +60,30 @@ def finish_training(work: Step) -> None:
     if len(accepted) >= 1 and len(accepted) >= min(state.job.rounds.min_agents, _planned_count(state)):
         late.close(work)
         _leave_the_rest(work, closed=True)
-        work.update(missed=0)
+        work.update(missed=0, missed_since=None, pause_s=0.0)
         work.to("aggregating")
         work.do(late.aggregation(work.state))
         return
     _leave_the_rest(work, closed=False)
-    work.update(missed=state.missed + 1)
-    text = f"round {state.round} has {len(accepted)} updates, rounds.min_agents is {state.job.rounds.min_agents}"
-    if work.state.missed >= MAX_MISSED_ROUNDS:
-        work.fail(f"{text}, {MAX_MISSED_ROUNDS} times in a row. Reported: {work.reported() or 'nothing'}")
+    repeat(work, len(accepted))
+
+
+def repeat(work: Step, updates: int) -> None:
+    """A round has too few updates: plan it again after a pause, or give up.
+
+    What fails at once would fail again at once, and most of it passes: a full disk, hours in which nothing is lent.
+    """
+    state = work.state
+    missed, since = state.missed + 1, work.now if state.missed_since is None else state.missed_since
+    left_s = state.job.rounds.wait_s - (work.now - since)
+    text = f"round {state.round} has {updates} updates, rounds.min_agents is {state.job.rounds.min_agents}"
+    if missed >= MIN_ATTEMPTS and left_s <= 0:
+        work.fail(f"{text}, {missed} times in a row. Reported: {work.reported() or 'nothing'}")
         return
-    work.note("round-repeated", f"{text}: it is planned again")
+    pause_s = max(0.0, min(PAUSES_S[min(missed, len(PAUSES_S)) - 1], left_s))
+    text += f": it is planned again in {pause_s:.0f} s"
+    work.update(missed=missed, missed_since=since, pause_s=pause_s, note=text)
+    work.note("round-repeated", text, data={"attempt": missed, "pause_s": pause_s})
     begin_planning(work, state.round)
 
 

@@ -53,6 +53,14 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfit:
+    """What an agent said made this program fail: the run must go on without it."""
+
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateStored:
     """An agent's update is complete, checked and durable."""
 
@@ -134,6 +142,7 @@ RunEvent = (
     | AgentOnline
     | AgentOffline
     | Heard
+    | Unfit
     | UpdateStored
     | UpdateRejected
     | UpdateDelayed

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fedpipe_coordinator import late, membership, planning_machine, reports, round_machine
 from fedpipe_coordinator.base_model import base_identity, commonest_base, with_labels
 from fedpipe_coordinator.config import MIN_LABELS
+from fedpipe_coordinator.message_room import labels_problem
 from fedpipe_coordinator.run_events import (
     AgentOffline,
     AgentOnline,
@@ -23,6 +24,7 @@ from fedpipe_coordinator.run_events import (
     Send,
     StopAsked,
     Ticked,
+    Unfit,
     UpdateDelayed,
     UpdateRejected,
     UpdateStored,
@@ -79,6 +81,8 @@ def _dispatch(work: Step, event: RunEvent) -> None:
             membership.agent_offline(work, event.agent)
         case Heard():
             _heard(work, event)
+        case Unfit():
+            membership.leave_out(work, event.agent, event.reason)
         case UpdateStored() | UpdateRejected() | UpdateDelayed() | Planned() | Aggregated():
             round_machine.on_work(work, event)
         case Exported():
@@ -213,6 +217,10 @@ def _settle_labels(work: Step, fit: Sequence[Member]) -> bool:
             f"classification needs {MIN_LABELS} to {MAX_LABELS} labels, the silos have {len(labels)}: "
             "look at data.labels and fields"
         )
+        return False
+    problem = labels_problem(labels, "the run has")
+    if problem is not None:
+        work.fail(problem)
         return False
     # A silo may lack some labels: its head is smaller than the run's.
     work.update(labels=labels, shape=with_labels(surveys[0].shape, len(surveys[0].labels), len(labels)))

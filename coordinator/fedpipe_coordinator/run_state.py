@@ -172,7 +172,9 @@ class RunState(Value):
     phase_began: float = 0.0
     round_began: float = 0.0
     resumed_at: float | None = Field(default=None, description="when this process took the run up from an earlier one")
-    missed: NonNegativeInt = 0
+    missed: NonNegativeInt = Field(default=0, description="attempts in a row at this round that brought too little")
+    missed_since: float | None = Field(default=None, description="when the first of them was given up")
+    pause_s: float = Field(default=0.0, description="the next attempt is not planned before this much of the phase")
     work_at: float | None = Field(default=None, description="the phase's work was put off, and is asked again then")
     pending: RoundResult | None = None
     best_loss: float | None = None

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from queue import Empty, SimpleQueue
 
 from fedpipe_coordinator import operations
@@ -17,6 +18,7 @@ from fedpipe_coordinator.control import ControlRequest
 from fedpipe_coordinator.exchange import Exchange, TransferDone
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.housekeeping import needed_blobs
+from fedpipe_coordinator.mishap import let_hear
 from fedpipe_coordinator.reception import Reception
 from fedpipe_coordinator.record_keeping import RecordKeeper
 from fedpipe_coordinator.records import RunFolder, folder_of
@@ -207,6 +209,9 @@ class Service:
             self._collect()
 
     def _apply(self, run: str, event: RunEvent) -> None:
+        let_hear(partial(self._step, run), event, lambda text: self._log(f"{run}: {text}"))
+
+    def _step(self, run: str, event: RunEvent) -> None:
         state = self.runs.get(run)
         if state is None:
             return

@@ -5,9 +5,9 @@ Owns the curve and its average over silos. Computing a curve from gradients is t
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field
 
-from fedpipe_profiles.values import Value
+from fedpipe_profiles.values import Gain, PositiveCount, Value
 
 
 class Contribution(Value):
@@ -16,8 +16,8 @@ class Contribution(Value):
     Curves never fall and are concave, because c(k) sums squared singular values in falling order.
     """
 
-    examples: PositiveInt = Field(description="examples the gradients were taken over")
-    curves: dict[str, tuple[NonNegativeFloat, ...]] = Field(min_length=1)
+    examples: PositiveCount = Field(description="examples the gradients were taken over")
+    curves: dict[str, tuple[Gain, ...]] = Field(min_length=1)
 
 
 def average_contributions(contributions: Sequence[Contribution]) -> dict[str, tuple[float, ...]]:

@@ -18,6 +18,9 @@ from fedpipe_profiles.search import best_choice
 IDLE_DEADLINE_S = 60.0
 """Deadline of a round in which no device can carry anything, at any deadline."""
 
+LONGEST_DEADLINE_S = 1e8
+"""Three years: a device that needs longer gets no plan."""
+
 _GRID = 10
 
 
@@ -70,11 +73,11 @@ def choose_deadline(increments: Increments, fleet: Sequence[Member]) -> tuple[fl
     shortest, full = [], []
     for member in fleet:
         prepared = member.prepared
-        budget = prepared.budget(math.inf)
+        budget = prepared.budget(LONGEST_DEADLINE_S)
         smallest = prepared.smallest_round_s(increments.first)
         choice = best_choice(increments, prepared.options, budget, prepared.wanted, solves=0)
         if smallest is None or choice is None:
-            continue
+            continue  # not even in the longest time
         shortest.append(_usable(smallest))
         full.append(_usable(choice.option.round_s(choice.steps, choice.parameters)))
     if not full:

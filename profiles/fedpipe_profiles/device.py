@@ -5,9 +5,19 @@ Owns the types only. Measuring is the agent's work; what follows from the figure
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from fedpipe_profiles.values import Value
+from fedpipe_profiles.values import (
+    MAX_RATE,
+    Bytes,
+    PositiveBytes,
+    PositiveCount,
+    PositiveSize,
+    Rate,
+    Seconds,
+    Size,
+    Value,
+)
 
 Bits = Literal[4, 8, 16, 32]
 """Width of the frozen base weights: 4 is NF4 with double quantization, 8 is INT8, 16 is bf16, 32 is fp32."""
@@ -22,20 +32,20 @@ class MatmulRate(Value):
     """How fast the device multiplies two matrices of one dtype."""
 
     dtype: Literal["float32", "bfloat16", "float16"]
-    shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="(m, k, n) of (m, k) @ (k, n)")
-    flops_per_s: PositiveFloat = Field(description="2*m*k*n over the median time")
-    repeats: PositiveInt
-    relative_spread: NonNegativeFloat = Field(description="interquartile range over the median")
+    shape: tuple[PositiveSize, PositiveSize, PositiveSize] = Field(description="(m, k, n) of (m, k) @ (k, n)")
+    flops_per_s: Rate = Field(description="2*m*k*n over the median time")
+    repeats: PositiveCount
+    relative_spread: float = Field(ge=0.0, le=MAX_RATE, description="interquartile range over the median")
     source: Source = "measured"
 
 
 class BandwidthRate(Value):
     """How fast the device copies memory."""
 
-    bytes_per_s: PositiveFloat = Field(description="bytes read plus bytes written per second")
-    buffer_bytes: PositiveInt
-    repeats: PositiveInt
-    relative_spread: NonNegativeFloat
+    bytes_per_s: Rate = Field(description="bytes read plus bytes written per second")
+    buffer_bytes: PositiveBytes
+    repeats: PositiveCount
+    relative_spread: float = Field(ge=0.0, le=MAX_RATE)
     source: Source = "measured"
 
 
@@ -43,10 +53,10 @@ class Accelerator(Value):
     """An NVIDIA GPU as its driver describes it."""
 
     name: str = Field(max_length=200)
-    total_bytes: PositiveInt
-    free_bytes: NonNegativeInt
+    total_bytes: PositiveBytes
+    free_bytes: Bytes
     unified_memory: bool = Field(description="the GPU shares the host's memory (Jetson, GB10)")
-    compute_capability: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    compute_capability: tuple[Size, Size] | None = None
     driver: str | None = Field(default=None, max_length=100)
 
 
@@ -54,18 +64,18 @@ class Host(Value):
     """The processor and memory of the machine, as far as this process may use them (cgroup limits count)."""
 
     cpu: str = Field(max_length=200)
-    threads: PositiveInt = Field(description="logical processors this process may run on")
-    total_bytes: PositiveInt
-    free_bytes: NonNegativeInt
+    threads: PositiveSize = Field(description="logical processors this process may run on")
+    total_bytes: PositiveBytes
+    free_bytes: Bytes
 
 
 class Link(Value):
     """What the path between agent and coordinator carries, measured from acknowledged bytes."""
 
-    uplink_bps: PositiveFloat = Field(description="bits per second, agent to coordinator")
-    downlink_bps: PositiveFloat = Field(description="bits per second, coordinator to agent")
-    latency_s: NonNegativeFloat = Field(description="round trip of one small acknowledged message")
-    measured_bytes: NonNegativeInt
+    uplink_bps: Rate = Field(description="bits per second, agent to coordinator")
+    downlink_bps: Rate = Field(description="bits per second, coordinator to agent")
+    latency_s: Seconds = Field(description="round trip of one small acknowledged message")
+    measured_bytes: Bytes
     uplink_source: Source = "measured"
     downlink_source: Source = "measured"
 
@@ -73,9 +83,9 @@ class Link(Value):
 class Limits(Value):
     """What the owner lends of the machine; None lends all that is free."""
 
-    memory_bytes: PositiveInt | None = None
-    threads: PositiveInt | None = None
-    uplink_bps: PositiveFloat | None = None
+    memory_bytes: PositiveBytes | None = None
+    threads: PositiveSize | None = None
+    uplink_bps: Rate | None = None
 
 
 class DeviceProfile(Value):

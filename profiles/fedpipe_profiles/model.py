@@ -3,17 +3,17 @@
 The agents read it from the real modules on the meta device, so it holds for any architecture that transformers loads.
 """
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
-from fedpipe_profiles.values import Value
+from fedpipe_profiles.values import Count, PositiveSize, Value
 
 
 class WeightShape(Value):
     """One linear layer's matrix, `(d_out, d_in)`; `name` is the module's dotted path in the plain model."""
 
     name: str = Field(max_length=300)
-    d_out: PositiveInt
-    d_in: PositiveInt
+    d_out: PositiveSize
+    d_in: PositiveSize
     transposed: bool = Field(default=False, description="stored as (d_in, d_out), as GPT-2's Conv1D does")
 
     @property
@@ -26,7 +26,7 @@ class ParameterShape(Value):
     """A parameter trained whole, such as a classification head's weight or bias."""
 
     name: str = Field(max_length=300)
-    shape: tuple[PositiveInt, ...] = Field(max_length=4)
+    shape: tuple[PositiveSize, ...] = Field(max_length=4)
 
     @property
     def parameters(self) -> int:
@@ -41,14 +41,14 @@ class ModelShape(Value):
     """What a base model is made of."""
 
     model_type: str = Field(max_length=100)
-    layers: PositiveInt
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    heads: PositiveInt
-    vocabulary_size: PositiveInt
+    layers: PositiveSize
+    hidden_size: PositiveSize
+    intermediate_size: PositiveSize
+    heads: PositiveSize
+    vocabulary_size: PositiveSize
     weights: tuple[WeightShape, ...] = Field(min_length=1, description="the candidates for adapters, quantizable")
-    other_parameters: NonNegativeInt = Field(description="embeddings, norms, biases, output head: never quantized")
-    lookup_parameters: NonNegativeInt = Field(
+    other_parameters: Count = Field(description="embeddings, norms, biases, output head: never quantized")
+    lookup_parameters: Count = Field(
         default=0,
         description="of the other parameters, tables that are only looked up: bf16 beside a quantized base",
     )

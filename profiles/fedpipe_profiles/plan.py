@@ -5,10 +5,22 @@ Owns the types. Making a plan is `planner.py`'s work; checking it against the ow
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from fedpipe_profiles.device import Bits
-from fedpipe_profiles.values import Value
+from fedpipe_profiles.values import (
+    Bytes,
+    Count,
+    Factor,
+    MeasuredSeconds,
+    PositiveBytes,
+    PositiveCount,
+    PositiveSeconds,
+    PositiveSize,
+    Seconds,
+    Size,
+    Value,
+)
 
 Bound = Literal["memory", "time", "link", "nothing"]
 """What kept the plan from being larger; "nothing" when the device trains all examples at every weight's full rank."""
@@ -18,48 +30,48 @@ class StepMeasurement(Value):
     """Raw figures of steps that a device really took; the memory and time models are fitted to these."""
 
     bits: Bits
-    batch_size: PositiveInt
-    sequence_length: PositiveInt = Field(description="padded tokens per example, mean over the steps")
-    longest_sequence: PositiveInt | None = Field(
+    batch_size: PositiveSize
+    sequence_length: PositiveSize = Field(description="padded tokens per example, mean over the steps")
+    longest_sequence: PositiveSize | None = Field(
         default=None, description="padded tokens per example of the longest batch, where the peak was reached"
     )
     gradient_checkpointing: bool
-    trainable_parameters: NonNegativeInt
-    side_parameters: NonNegativeInt = Field(description="frozen adapter parameters on the side path")
-    steps: PositiveInt
-    step_s: PositiveFloat = Field(description="median seconds of one step, forward, backward and optimizer")
-    evaluation_example_s: PositiveFloat | None = Field(default=None, description="seconds per held-out example")
-    load_s: NonNegativeFloat = Field(default=0.0, description="seconds to load the base at these bits")
-    peak_bytes: PositiveInt = Field(description="peak of the training memory, runtime context not counted")
-    context_bytes: NonNegativeInt = Field(description="what the process held before the base was loaded")
+    trainable_parameters: Count
+    side_parameters: Count = Field(description="frozen adapter parameters on the side path")
+    steps: PositiveCount
+    step_s: MeasuredSeconds = Field(description="median seconds of one step, forward, backward and optimizer")
+    evaluation_example_s: MeasuredSeconds | None = Field(default=None, description="seconds per held-out example")
+    load_s: Seconds = Field(default=0.0, description="seconds to load the base at these bits")
+    peak_bytes: PositiveBytes = Field(description="peak of the training memory, runtime context not counted")
+    context_bytes: Bytes = Field(description="what the process held before the base was loaded")
 
 
 class Prediction(Value):
     """What the planner expects of a plan; the measured counterparts come back in the report."""
 
-    peak_bytes: PositiveInt = Field(description="training memory without the runtime context")
-    round_s: PositiveFloat
-    compute_s: NonNegativeFloat
-    up_bytes: NonNegativeInt
-    down_bytes: NonNegativeInt
+    peak_bytes: PositiveBytes = Field(description="training memory without the runtime context")
+    round_s: PositiveSeconds
+    compute_s: Seconds
+    up_bytes: Bytes
+    down_bytes: Bytes
 
 
 class Plan(Value):
     """One agent's work in one round."""
 
     agent: str = Field(max_length=64)
-    round: PositiveInt
+    round: PositiveSize
     bits: Bits
-    batch_size: PositiveInt
+    batch_size: PositiveSize
     gradient_checkpointing: bool
-    sequence_length: PositiveInt
-    learning_rate: PositiveFloat
-    seed: NonNegativeInt
-    examples: PositiveInt = Field(description="examples to train unless time runs out first")
-    deadline_s: PositiveFloat = Field(description="seconds from receipt of the task to the update's acknowledgement")
-    scale: PositiveFloat = Field(description="the constant s of s * B @ A, alike for all weights and ranks")
-    global_rank: PositiveInt
-    components: dict[str, tuple[NonNegativeInt, ...]] = Field(
+    sequence_length: PositiveSize
+    learning_rate: Factor
+    seed: Count
+    examples: PositiveCount = Field(description="examples to train unless time runs out first")
+    deadline_s: PositiveSeconds = Field(description="seconds from receipt of the task to the update's acknowledgement")
+    scale: Factor = Field(description="the constant s of s * B @ A, alike for all weights and ranks")
+    global_rank: PositiveSize
+    components: dict[str, tuple[Size, ...]] = Field(
         description="per weight, which of the global adapter's components this agent trains; sorted, below global_rank"
     )
     predicted: Prediction

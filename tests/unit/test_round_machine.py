@@ -20,7 +20,14 @@ from run_support import (
 from fedpipe_coordinator.late import FETCH_AGAIN_S
 from fedpipe_coordinator.membership import OFFLINE_GRACE_S
 from fedpipe_coordinator.reports import MEMORY_BACKOFF
-from fedpipe_coordinator.round_machine import DEADLINE_GRACE, DEADLINE_GRACE_S, EVALUATION_GRACE_S, MAX_MISSED_ROUNDS
+from fedpipe_coordinator.resume import rebase, resume
+from fedpipe_coordinator.round_machine import (
+    DEADLINE_GRACE,
+    DEADLINE_GRACE_S,
+    EVALUATION_GRACE_S,
+    MIN_ATTEMPTS,
+    PAUSES_S,
+)
 from fedpipe_coordinator.run_events import (
     AgentOffline,
     AgentOnline,
@@ -37,7 +44,9 @@ from fedpipe_coordinator.run_events import (
     WorkDelayed,
 )
 from fedpipe_coordinator.run_machine import WORK_AGAIN_S
+from fedpipe_coordinator.run_state import RunState
 from fedpipe_wire.messages import Ack, EvaluateTask, IdleTask, Refused, TrainTask
+from fedpipe_wire.moments import Moment
 
 AFTER_DEADLINE_S = 100.0 * DEADLINE_GRACE + DEADLINE_GRACE_S + 1
 
@@ -277,18 +286,75 @@ def test_an_update_nobody_asked_for_is_declined() -> None:
     assert not drive.all(Fetch)
 
 
-def test_a_round_with_too_few_updates_is_planned_again_and_then_given_up() -> None:
-    drive = training("a", "b", min_agents=2)
-    for attempt in range(1, MAX_MISSED_ROUNDS + 1):
-        finish(drive, "a")
-        drive.hear("b", failed(1, "data", "row 7 has no label"))
-        if attempt < MAX_MISSED_ROUNDS:
-            assert "planned again" in drive.notes("round-repeated")[-1].text
+def _b_fails_at_once(drive: Drive) -> float:
+    """The time until the round is planned again."""
+    began, asked = drive.now, len(drive.all(MakePlans))
+    drive.hear("b", failed(1, "data", "row 7 has no label"))
+    while drive.phase == "planning" and len(drive.all(MakePlans)) == asked:
+        drive(Ticked(), after_s=0.5)
+    return drive.now - began
+
+
+def test_a_round_with_too_few_updates_is_planned_again_after_a_pause_and_then_given_up() -> None:
+    drive = training("a", "b", min_agents=2, wait_s=150.0)
+    finish(drive, "a")
+    pauses = []
+    while drive.state.open:
+        pauses.append(_b_fails_at_once(drive))
+        if drive.state.open:
+            assert f"planned again in {pauses[-1]:.0f} s" in drive.notes("round-repeated")[-1].text
             drive.plan()
+    assert pauses == [*PAUSES_S, 50.0, 0.0]  # the last pause ends with rounds.wait_s
     assert drive.phase == "failed"
-    assert "rounds.min_agents is 2, 3 times in a row" in drive.state.note
+    assert "rounds.min_agents is 2, 5 times in a row" in drive.state.note
     assert "row 7 has no label" in drive.state.note
     assert not drive.all(Aggregate)
+
+
+def test_a_round_is_tried_three_times_however_long_each_attempt_takes() -> None:
+    drive = training("a", "b", min_agents=2, wait_s=60.0)
+    finish(drive, "a")
+    for _ in range(MIN_ATTEMPTS):
+        assert drive.state.open
+        drive(Ticked(), after_s=120.0)
+        assert _b_fails_at_once(drive) <= PAUSES_S[0]
+        if drive.state.open:
+            drive.plan()
+    assert "3 times in a row" in drive.state.note
+
+
+def test_a_round_that_succeeds_ends_the_count_and_the_pauses() -> None:
+    drive = training("a", "b", min_agents=2, wait_s=60.0, number=3)
+    finish(drive, "a")
+    _b_fails_at_once(drive)
+    drive.plan()
+    finish(drive, "b")
+    drive.aggregate()
+    assert (drive.state.missed, drive.state.missed_since, drive.state.pause_s) == (0, None, 0.0)
+    assert drive.all(MakePlans)[-1] == MakePlans(2, ("a", "b"))
+
+
+def test_a_pause_goes_on_after_a_restart_with_the_time_that_is_left_of_it() -> None:
+    drive = training("a", "b", min_agents=2)
+    for _ in range(2):
+        finish(drive, "a")
+        drive.hear("b", failed(1))
+        drive(Ticked(), after_s=12.0)
+        if drive.phase == "planning" and drive.state.missed == 1:
+            drive.plan()
+    assert drive.state.pause_s == PAUSES_S[1]
+    then, now = Moment("one", drive.now, 5000.0), Moment("another", 77.0, 5010.0)
+    stored = RunState.model_validate_json(drive.state.model_dump_json())
+    state, _ = resume(rebase(stored, then, now), 77.0)
+    again = Drive(state, 77.0)
+    for name in ("a", "b"):
+        again(AgentOnline(name, f"{name}-1"))
+    again(Ticked(), after_s=7.5)  # 12 s before, 10 s away, 7.5 s since
+    assert not again.all(MakePlans)
+    again(Ticked(), after_s=1.0)
+    assert again.all(MakePlans) == [MakePlans(1, ("b",))]
+    assert drive.state.missed_since is not None
+    assert again.state.missed_since == pytest.approx(drive.state.missed_since + 77.0 - drive.now - 10.0)
 
 
 def test_an_update_of_a_round_that_is_planned_again_counts_and_is_not_asked_anew() -> None:
@@ -296,6 +362,7 @@ def test_an_update_of_a_round_that_is_planned_again_counts_and_is_not_asked_anew
     drive.hear("a", evaluated(1, 0.5))
     finish(drive, "a")
     drive.hear("b", failed(1, "out-of-memory"))
+    drive(Ticked(), after_s=PAUSES_S[0])
     assert drive.all(MakePlans)[-1] == MakePlans(1, ("b",))
     drive.plan()
     assert len(drive.asked("a", TrainTask)) == 1

@@ -8,13 +8,25 @@ plain JSON that a person can read with `mosquitto_sub`.
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import NoPlan, Plan, StepMeasurement
-from fedpipe_profiles.values import Value
+from fedpipe_profiles.values import (
+    MAX_SIZE,
+    Bytes,
+    Count,
+    Loss,
+    PositiveBytes,
+    PositiveCount,
+    PositiveSize,
+    Seconds,
+    Share,
+    Size,
+    Value,
+)
 
 SCHEMA_VERSION = 1
 MAX_MESSAGE_BYTES = 1_000_000
@@ -31,8 +43,8 @@ class BlobRef(Value):
     """Names a blob by its content."""
 
     sha256: Sha256
-    size: PositiveInt
-    chunk_bytes: PositiveInt
+    size: PositiveBytes
+    chunk_bytes: PositiveBytes
 
 
 class JobTerms(Value):
@@ -42,20 +54,20 @@ class JobTerms(Value):
     model: str = Field(max_length=1000, description="hub id or folder; an agent may map it to its own copy")
     task: Literal["causal-lm", "sequence-classification"]
     dataset: str = Field(max_length=128)
-    seed: NonNegativeInt
-    sequence_length: PositiveInt
-    evaluation_examples: PositiveInt
-    max_rank: PositiveInt
+    seed: Count
+    sequence_length: PositiveSize
+    evaluation_examples: PositiveCount
+    max_rank: PositiveSize
     balance_labels: bool = Field(default=False, description="keep each silo's own mix of labels out of the loss")
-    batch_sizes: tuple[PositiveInt, ...] = Field(min_length=1)
+    batch_sizes: tuple[PositiveSize, ...] = Field(min_length=1)
 
 
 class Metrics(Value):
     """Means over one agent's held-out part."""
 
-    loss: float = Field(description="nats per target token (causal-lm) or per example (classification)")
-    accuracy: NonNegativeFloat | None = None
-    examples: PositiveInt
+    loss: Loss = Field(description="nats per target token (causal-lm) or per example (classification)")
+    accuracy: Share | None = None
+    examples: PositiveCount
 
 
 # --- agent to coordinator ---------------------------------------------------------------------------------------
@@ -88,9 +100,11 @@ class Survey(Value):
     run: RunId
     shape: ModelShape
     labels: tuple[Annotated[str, Field(max_length=200)], ...] = Field(default=(), max_length=10_000)
-    train_examples: PositiveInt
-    held_out_examples: PositiveInt
-    mean_tokens: NonNegativeFloat = Field(description="padded tokens per example at the job's sequence length, mean")
+    train_examples: PositiveCount
+    held_out_examples: PositiveCount
+    mean_tokens: float = Field(
+        ge=0.001, le=MAX_SIZE, description="padded tokens per example at the job's sequence length, mean"
+    )
 
 
 class Scored(Value):
@@ -107,11 +121,11 @@ class Progress(Value):
 
     type: Literal["progress"] = "progress"
     run: RunId
-    round: NonNegativeInt
+    round: Size
     stage: Literal["loading", "scoring", "evaluating", "training", "uploading"]
-    done: NonNegativeInt = 0
-    of: NonNegativeInt = 0
-    loss: float | None = None
+    done: Count = 0
+    of: Count = 0
+    loss: Loss | None = None
 
 
 class Evaluated(Value):
@@ -119,7 +133,7 @@ class Evaluated(Value):
 
     type: Literal["evaluated"] = "evaluated"
     run: RunId
-    round: PositiveInt
+    round: PositiveSize
     metrics: Metrics
 
 
@@ -128,14 +142,14 @@ class Trained(Value):
 
     type: Literal["trained"] = "trained"
     run: RunId
-    round: PositiveInt
+    round: PositiveSize
     update: BlobRef
-    examples: PositiveInt
-    steps: PositiveInt
-    train_loss: float
+    examples: PositiveCount
+    steps: PositiveCount
+    train_loss: Loss
     measurement: StepMeasurement
-    download_s: NonNegativeFloat
-    compute_s: NonNegativeFloat
+    download_s: Seconds
+    compute_s: Seconds
     actions: tuple[Text, ...] = Field(default=(), description="what the trainer changed, such as a halved batch")
 
 
@@ -144,7 +158,7 @@ class Refused(Value):
 
     type: Literal["refused"] = "refused"
     run: RunId
-    round: NonNegativeInt
+    round: Size
     reason: Text
 
 
@@ -153,10 +167,10 @@ class Failed(Value):
 
     type: Literal["failed"] = "failed"
     run: RunId
-    round: NonNegativeInt
+    round: Size
     kind: Literal["out-of-memory", "time", "data", "model", "transfer", "internal"]
     message: Text
-    peak_bytes: NonNegativeInt = 0
+    peak_bytes: Bytes = 0
 
 
 class BlobMissing(Value):
@@ -188,8 +202,8 @@ class ScoreTask(Value):
     run: RunId
     terms: JobTerms
     labels: tuple[str, ...] = Field(default=(), max_length=10_000)
-    batches: PositiveInt
-    deadline_s: float
+    batches: PositiveCount
+    deadline_s: Seconds
 
 
 class TrainTask(Value):
@@ -197,8 +211,8 @@ class TrainTask(Value):
 
     type: Literal["train-task"] = "train-task"
     run: RunId
-    round: PositiveInt
-    attempt: NonNegativeInt = Field(default=0, description="how often this round was begun before")
+    round: PositiveSize
+    attempt: Size = Field(default=0, description="how often this round was begun before")
     terms: JobTerms
     labels: tuple[str, ...] = Field(default=(), max_length=10_000)
     adapter: BlobRef
@@ -210,7 +224,7 @@ class EvaluateTask(Value):
 
     type: Literal["evaluate-task"] = "evaluate-task"
     run: RunId
-    round: PositiveInt
+    round: PositiveSize
     terms: JobTerms
     labels: tuple[str, ...] = Field(default=(), max_length=10_000)
     adapter: BlobRef
@@ -222,8 +236,8 @@ class IdleTask(Value):
 
     type: Literal["idle-task"] = "idle-task"
     run: RunId
-    round: PositiveInt
-    attempt: NonNegativeInt = Field(default=0, description="as in `TrainTask`")
+    round: PositiveSize
+    attempt: Size = Field(default=0, description="as in `TrainTask`")
     no_plan: NoPlan
 
 
@@ -263,7 +277,7 @@ class Ack(Value):
 
     type: Literal["ack"] = "ack"
     run: RunId
-    round: PositiveInt
+    round: PositiveSize
     sha256: Sha256
     accepted: bool
     reason: Text = ""
@@ -275,7 +289,7 @@ class RunState(Value):
     type: Literal["run-state"] = "run-state"
     run: RunId
     state: Text
-    round: NonNegativeInt
+    round: Size
     adapter: BlobRef | None = None
 
 
@@ -328,7 +342,7 @@ COORDINATOR_CHANNELS: Mapping[type[Value], str] = {
 
 
 def encode(message: Message) -> bytes:
-    """JSON bytes of a message."""
+    """JSON bytes of a message; of more than `MAX_MESSAGE_BYTES`, nobody reads it."""
     return message.model_dump_json(exclude_none=True).encode()
 
 

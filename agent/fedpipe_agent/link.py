@@ -71,7 +71,7 @@ def link_from_samples(
 
 
 def _rate(samples: Sequence[Sample], latency_s: float) -> float:
-    """Bits per second: the byte-weighted lower median over the transfers that did not mostly wait; at least `MIN_RATE`."""
+    """Bits per second: the byte-weighted lower median over transfers that did not mostly wait, from `MIN_RATE`."""
     for size, seconds in samples:
         if size <= 0 or seconds <= 0:
             raise LinkError(f"a transfer of {size} bytes in {seconds} s was timed: both must be more than 0")

@@ -142,7 +142,7 @@ def site_of(frame: FrameType | None) -> str | None:
         frame: Of the operation's wrapper.
 
     Returns:
-        For example "wire.tensors._finish<aggregate_files".
+        For example "wire.tensor_writer._finish<aggregate_files".
     """
     site = ""
     while frame is not None:

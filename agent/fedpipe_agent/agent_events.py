@@ -34,7 +34,15 @@ class AdapterReady:
 
 @dataclass(frozen=True, slots=True)
 class TransferFailed:
-    """A blob could not be fetched, or the update could not be sent."""
+    """An adapter cannot be fetched."""
+
+    sha256: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRefused:
+    """This machine's disk does not take an adapter now, or has not got it any more."""
 
     sha256: str
     reason: str
@@ -74,7 +82,7 @@ class UpdateShelved:
 
 @dataclass(frozen=True, slots=True)
 class NotShelved:
-    """An update cannot be named (`sha256` is None) or kept."""
+    """An update cannot be named (`sha256` is None), kept or sent."""
 
     sha256: str | None
     reason: str
@@ -97,6 +105,7 @@ AgentEvent = (
     | TaskCame
     | AdapterReady
     | TransferFailed
+    | DiskRefused
     | TrainerReplied
     | TrainerEnded
     | UpdateNamed

@@ -17,7 +17,7 @@ from fedpipe_agent import agent_events as ev
 from fedpipe_agent.cgroups import read_oom_kills
 from fedpipe_agent.checks import Setup
 from fedpipe_agent.ears import Chunk, RefusedPacketError, hear
-from fedpipe_agent.errors import StateFolderError, TurnedAwayError
+from fedpipe_agent.errors import StateFolderError, TurnedAwayError, unusable
 from fedpipe_agent.hands import Hands
 from fedpipe_agent.identity import Identity
 from fedpipe_agent.introduction import Introduction, link_text
@@ -89,7 +89,7 @@ class Daemon:
         self._within_hours, self._clock, self._moment = within_hours, clock, moment
         self._state = AgentState(setup=setup)
         self._admission = ad.Admission(identity.session)
-        self._mouth = Mouth(identity, transport, folder.next_counter)
+        self._mouth = Mouth(identity, transport, folder.next_counter, log)
         self._introduction = Introduction(setup.profile, self._mouth.probe)
         settings = setup.transfer.to_settings(uplink_bps=setup.profile.limits.uplink_bps)
         try:
@@ -114,8 +114,16 @@ class Daemon:
         Raises:
             TransportError: if the broker refuses this agent for good.
             TurnedAwayError: if another agent of this name lives.
-            StateFolderError: if the folder takes nothing any more; what is in it is whole.
+            StateFolderError: if the folder takes or gives nothing any more; what is in it is whole.
         """
+        try:
+            self._work()
+        except OSError as error:
+            raise unusable(self._folder.path, error) from error
+        except BlobError as error:
+            raise StateFolderError(str(error)) from error
+
+    def _work(self) -> None:
         self._remember()
         topics = self._identity.topics
         self._transport.subscribe(topics.all_down(self._identity.name))
@@ -137,7 +145,9 @@ class Daemon:
         left = self._folder.journal.load()
         if left is not None:
             memory, then = left
-            self._state = replace(self._state, memory=memory.rebased(then, self._moment()), loaded=True)
+            memory = memory.rebased(then, self._moment())
+            self._state = replace(self._state, memory=memory, loaded=True)
+            self._shelf.check(memory)
         self._hands.tidy(self._state.memory)
 
     def _close(self) -> None:
@@ -238,13 +248,13 @@ class Daemon:
                 case BlobWanted(_, sha256, bitmap):
                     said = self._mouth.say(BlobMissing(sha256=sha256, bitmap=bitmap))
                     self._asked_in_vain = self._asked_in_vain or not said
-                case BlobArrived(_, sha256, path):
-                    self._apply(ev.AdapterReady(self._shelf.store.ref(sha256), path))
-                case BlobFailed(_, sha256, reason):
-                    self._apply(ev.TransferFailed(sha256, reason))
+                case BlobArrived(_, sha256):
+                    self._apply(self._shelf.arrived(sha256))
+                case BlobFailed(_, sha256, reason, disk=disk):
+                    self._apply(ev.DiskRefused(sha256, reason) if disk else ev.TransferFailed(sha256, reason))
         while self._shelf.sender.failures:
             failure = self._shelf.sender.failures.popleft()
-            self._log(f"blob {failure.sha256[:12]} is not sent any more: {failure.reason}")
+            self._apply(ev.NotShelved(failure.sha256, failure.reason))
 
     def _apply(self, event: ev.AgentEvent) -> None:
         before = self._state.memory

@@ -11,7 +11,7 @@ from fedpipe_agent.memory import Memory
 from fedpipe_agent.mouth import Mouth
 from fedpipe_agent.shelf import Shelf
 from fedpipe_agent.trainer_seat import TrainerSeat
-from fedpipe_wire.blob_bits import BlobError
+from fedpipe_wire.blob_bits import BlobDiskError, BlobError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class Hands:
             case ev.FetchAdapter(ref):
                 try:
                     self.shelf.fetch(ref, memory)
+                except BlobDiskError as error:
+                    return ev.DiskRefused(ref.sha256, str(error))
                 except BlobError as error:
                     return ev.TransferFailed(ref.sha256, str(error))
             case ev.Ask(request):

@@ -1,10 +1,14 @@
 """The agent's journal: its memory, whole, in one row of an SQLite file, replaced in one commit.
 
-Owns the file and its schema. When to write is the daemon's matter: before it does what a step asked for.
+Owns the file and its schema. When to write is the daemon's matter: before it does what a step asked for. Beside the
+memory it keeps how many message numbers are reserved, for `counting.py`.
 """
 
+import math
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,7 +27,11 @@ def _first(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS = (_first,)
+def _second(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE counter (one INTEGER PRIMARY KEY CHECK (one = 1), reserved INTEGER NOT NULL)")
+
+
+MIGRATIONS = (_first, _second)
 
 
 class Journal:
@@ -48,17 +56,14 @@ class Journal:
         Raises:
             JournalError: if it cannot be read.
         """
-        try:
-            rows = self._database.execute("SELECT body, boot, monotonic_s, wall_s FROM memory")
-        except DatabaseCorruptError as error:
-            raise self._damaged(str(error)) from error
-        except DatabaseError as error:
-            raise JournalError(str(error)) from error
+        rows = self._read("SELECT body, boot, monotonic_s, wall_s FROM memory")
         if not rows:
             return None
-        ((body, *moment),) = rows
+        ((body, boot, *seconds),) = rows
+        if not isinstance(boot, str) or not all(isinstance(each, float) and math.isfinite(each) for each in seconds):
+            raise self._damaged(f"the agent's journal {self.path} is damaged (its clocks say {[boot, *seconds]})")
         try:
-            return Memory.model_validate_json(body), Moment(*moment)
+            return Memory.model_validate_json(body), Moment(boot, *seconds)
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
             place = ".".join(map(str, problem["loc"])) or "memory"
@@ -71,16 +76,47 @@ class Journal:
             JournalError: if it cannot be written; what was saved before is still there.
         """
         row = (memory.model_dump_json(exclude_none=True), moment.boot, moment.monotonic_s, moment.wall_s)
-        try:
-            self._database.execute(
-                "INSERT OR REPLACE INTO memory (one, body, boot, monotonic_s, wall_s) VALUES (1, ?, ?, ?, ?)", row
-            )
-        except DatabaseError as error:
-            raise JournalError(str(error)) from error
+        self._write("INSERT OR REPLACE INTO memory (one, body, boot, monotonic_s, wall_s) VALUES (1, ?, ?, ?, ?)", row)
+
+    def reserved(self) -> int | None:
+        """The highest message number that was reserved; None where none was.
+
+        Raises:
+            JournalError: if it cannot be read.
+        """
+        rows = self._read("SELECT reserved FROM counter")
+        if not rows:
+            return None
+        ((reserved,),) = rows
+        if not isinstance(reserved, int) or reserved < 0:
+            raise self._damaged(f"the agent's journal {self.path} is damaged (the counter says {reserved!r})")
+        return reserved
+
+    def reserve(self, number: int) -> None:
+        """Remember that message numbers up to this one may be used; durable when this returns.
+
+        Raises:
+            JournalError: if it cannot be written.
+        """
+        self._write("INSERT OR REPLACE INTO counter (one, reserved) VALUES (1, ?)", (number,))
 
     def close(self) -> None:
         """Free the file. May be called twice."""
         self._database.close()
+
+    def _read(self, sql: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(sql)
+        except DatabaseCorruptError as error:
+            raise self._damaged(str(error)) from error
+        except DatabaseError as error:
+            raise JournalError(str(error)) from error
+
+    def _write(self, sql: str, row: Sequence[object]) -> None:
+        try:
+            self._database.execute(sql, row)
+        except DatabaseError as error:
+            raise JournalError(str(error)) from error
 
     def _damaged(self, happened: str) -> JournalError:
         name = self.path.name

@@ -3,18 +3,18 @@
 It works on one task at a time, the newest; a task that comes again is answered with what was already done. It refuses
 what its owner's limits forbid. Everything the outside world does comes in as an event, everything it wants done goes
 out as an action. What `state.memory` holds must be durable before the actions of its step are taken; an action may be
-lost by a kill, and is derived again from the memory. `trainer_machine.py` owns what the trainer process says and how
-it ends, `outbox_machine.py` what becomes of updates.
+lost by a kill, and is derived again from the memory. `fetching.py` owns what becomes of adapters, `trainer_machine.py`
+what the trainer process says and how it ends, `outbox_machine.py` what becomes of updates.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
-from fedpipe_agent import checks, handing, outbox_machine, trainer_machine
+from fedpipe_agent import checks, fetching, handing, outbox_machine, trainer_machine
 from fedpipe_agent.agent_events import (
     Acknowledged,
     AdapterReady,
     AgentEvent,
+    DiskRefused,
     DropUpdate,
     FetchAdapter,
     Log,
@@ -70,10 +70,8 @@ def step(state: AgentState, event: AgentEvent, now: float) -> Outcome:
             return _welcomed(state, now)
         case TaskCame(task):
             return _task_came(state, task, now)
-        case AdapterReady(ref, path):
-            return _adapter_ready(state, ref.sha256, path, now)
-        case TransferFailed(sha256, reason):
-            return _transfer_failed(state, sha256, reason)
+        case AdapterReady() | TransferFailed() | DiskRefused():
+            return fetching.happened(state, event, now)
         case TrainerReplied(reply):
             return trainer_machine.replied(state, reply)
         case TrainerEnded():
@@ -87,7 +85,13 @@ def step(state: AgentState, event: AgentEvent, now: float) -> Outcome:
         case Acknowledged(ack):
             return outbox_machine.acknowledged(state, ack)
         case Ticked():
-            return trainer_machine.ticked(state, now)
+            return _ticked(state, now)
+
+
+def _ticked(state: AgentState, now: float) -> Outcome:
+    state, ended = trainer_machine.ticked(state, now)
+    state, fetched = fetching.ticked(state, now)
+    return state, (*ended, *fetched)
 
 
 # --- beginning again --------------------------------------------------------------------------------------------
@@ -227,32 +231,3 @@ def _ended(state: AgentState, task: EndTask) -> Outcome:
         return state, ()
     stopped = (StopTrainer("the run is over"),) if mine else ()
     return forget_run(state, task.run), (*stopped, *dropped, Tidy(), Log(f"run {task.run}: {task.reason}"))
-
-
-# --- the adapter ------------------------------------------------------------------------------------------------
-
-
-def _adapter_ready(state: AgentState, sha256: str, path: Path, now: float) -> Outcome:
-    task = _awaiting(state, sha256)
-    if task is None:
-        return state, ()
-    if state.memory.download_s is None:
-        state = state.remembering(download_s=max(0.0, now - state.memory.began))
-    return handing.hand_over(replace(state, adapter=path), task, now)
-
-
-def _transfer_failed(state: AgentState, sha256: str, reason: str) -> Outcome:
-    task = _awaiting(state, sha256)
-    if task is None:
-        return state, ()
-    message = f"the global adapter did not come: {reason}"[:4000]
-    failed = Failed(run=task.run, round=task.round, kind="transfer", message=message)
-    return finish(state, task, failed), (Say(failed), Log(message))
-
-
-def _awaiting(state: AgentState, sha256: str) -> TrainTask | EvaluateTask | None:
-    """The task that waits for this adapter."""
-    task = state.task
-    if state.stage != "fetching" or not isinstance(task, TrainTask | EvaluateTask):
-        return None
-    return task if task.adapter.sha256 == sha256 else None

@@ -83,17 +83,31 @@ def shelved(state: AgentState, ref: BlobRef) -> Outcome:
 
 
 def not_shelved(state: AgentState, sha256: str | None, reason: str) -> Outcome:
-    """An update cannot be kept, or is gone (`sha256` is None before it had a name): its round is lost, and said so."""
+    """An update cannot be kept or sent (`sha256` is None before it had a name): its round is lost, and said so."""
+    log, task = Log(f"an update cannot be kept in the outbox: {reason}"), state.task
+    if sha256 is None:
+        if state.stage != "shelving" or not isinstance(task, TrainTask):
+            return state, (log,)
+        failed = _lost(task.run, task.round, reason)
+        return finish(state, task, failed), (Say(failed), log)
     lost = [trained for trained in state.memory.outbox if trained.update.sha256 == sha256]
-    mine = state.offered in lost if lost else sha256 is None and state.stage == "shelving"
-    state = state.remembering(outbox=tuple(trained for trained in state.memory.outbox if trained not in lost))
-    log = Log(f"an update cannot be kept in the outbox: {reason}")
-    task = state.task
-    if not mine or not isinstance(task, TrainTask):
+    if not lost:
         return state, (log,)
+    if state.offered in lost:
+        state = state.to("finished")
+    # Should the same task come again, it is answered with this, and worked on anew in a newer attempt.
+    failures = [_lost(trained.run, trained.round, reason) for trained in lost]
+    done = {
+        key: (*results[:-1], failures[lost.index(results[-1])]) if results[-1] in lost else results
+        for key, results in state.memory.done.items()
+    }
+    state = state.remembering(outbox=tuple(each for each in state.memory.outbox if each not in lost), done=done)
+    return state, (DropUpdate(sha256), *map(Say, failures), log)
+
+
+def _lost(run: str, round_: int, reason: str) -> Failed:
     message = f"the update cannot be kept on this agent's disk: {reason}"[:4000]
-    failed = Failed(run=task.run, round=task.round, kind="internal", message=message)
-    return finish(state, task, failed), (Say(failed), log)
+    return Failed(run=run, round=round_, kind="internal", message=message)
 
 
 def acknowledged(state: AgentState, ack: Ack) -> Outcome:

@@ -7,11 +7,18 @@ in hand, the updates in the outbox, and whatever is under way at this moment.
 import contextlib
 import errno
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fedpipe_agent.agent_events import NameUpdate, NotShelved, ShelveUpdate, UpdateNamed, UpdateShelved
+from fedpipe_agent.agent_events import (
+    AdapterReady,
+    DiskRefused,
+    NameUpdate,
+    NotShelved,
+    ShelveUpdate,
+    UpdateNamed,
+    UpdateShelved,
+)
 from fedpipe_agent.memory import Memory
 from fedpipe_agent.state_folder import StateFolder
 from fedpipe_wire.blob_bits import BlobError
@@ -23,9 +30,6 @@ from fedpipe_wire.blobs import BlobSettings
 from fedpipe_wire.messages import BlobRef, EvaluateTask, TrainTask
 from fedpipe_wire.topics import Topics
 from fedpipe_wire.transport import Posted, Transport
-
-_NAMED = re.compile(r"[0-9a-f]{64}")
-"""How the names of all files of a blob begin."""
 
 
 class Shelf:
@@ -49,6 +53,14 @@ class Shelf:
         )
         self._named: BlobRef | None = None
 
+    def check(self, memory: Memory) -> None:
+        """Read once what an earlier process left in the outbox; a file that is not what its name says is removed."""
+        for trained in memory.outbox:
+            try:
+                self.store.verify(trained.update.sha256)
+            except BlobError as error:
+                self._log(str(error))  # it is told to the coordinator when it is to be offered
+
     def name(self, path: Path) -> BlobRef:
         """The reference to the trainer's written update: its content is read, and nothing is moved.
 
@@ -70,12 +82,15 @@ class Shelf:
         """Have an update in the outbox, ready to be sent: take the written file, unless it is there already.
 
         Raises:
-            BlobError: if it is in neither place, or the disk does not take it.
+            BlobError: if it is in neither place with the bytes of its name, or the disk does not take it.
         """
-        if not self.store.has(ref.sha256):
-            named = self._named or self.name(path)
-            if named.sha256 != ref.sha256:
-                raise BlobError(f"update {ref.sha256[:12]} is gone from {self._folder.blobs}: was it removed by hand?")
+        if not self.store.verify(ref.sha256):
+            named = self._named or (self.name(path) if path.exists() else None)
+            if named is None or named.sha256 != ref.sha256:
+                raise BlobError(
+                    f"update {ref.sha256[:12]} is not in {self._folder.blobs} any more, or had other bytes there: "
+                    "was it removed or changed by hand, or is the disk failing?"
+                )
             self._move(path, ref.sha256)
         self._named = None
         self.sender.offer(ref)
@@ -105,15 +120,17 @@ class Shelf:
         self.tidy(memory, wanted=ref.sha256)
         self.receiver.expect(ref, None)
 
+    def arrived(self, sha256: str) -> AdapterReady | DiskRefused:
+        """What an adapter's arrival means: it is there, or was taken away since."""
+        try:
+            return AdapterReady(self.store.ref(sha256), self.store.path(sha256))
+        except BlobError as error:
+            return DiskRefused(sha256, str(error))
+
     def tidy(self, memory: Memory, *, wanted: str | None = None) -> None:
-        """Remove every blob that is not needed; `wanted` is the adapter of the next task."""
-        needed = needed_blobs(memory) | {wanted}
+        """Remove every blob that is neither needed nor under way; `wanted` is the adapter of the next task."""
         with self._telling():
-            found = (_NAMED.match(path.name) for path in self._folder.blobs.iterdir())
-            for sha256 in {match[0] for match in found if match is not None} - needed:
-                if not (self.sender.busy(sha256) or self.receiver.expecting(sha256)):
-                    self.sender.withdraw(sha256)
-                    self.store.remove(sha256)
+            self.store.collect(needed_blobs(memory) | ({wanted} if wanted else set()))
 
     def tidy_updates(self, memory: Memory) -> None:
         """Remove what trainers have written, unless it is on its way into the outbox; none may be at work."""
@@ -135,15 +152,16 @@ class Shelf:
         try:
             path.replace(self.store.path(sha256))
             sync_folder(self.store.folder)
+            self.store.verified.add(sha256)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise disk_error("keep", sha256, error) from None
             self.store.add_file(path, move=True)  # the owner has the blobs on a disk of their own
 
 
-def needed_blobs(memory: Memory) -> set[str | None]:
+def needed_blobs(memory: Memory) -> set[str]:
     """The blobs that a memory cannot do without."""
-    needed: set[str | None] = {trained.update.sha256 for trained in memory.outbox}
+    needed = {trained.update.sha256 for trained in memory.outbox}
     if isinstance(memory.task, TrainTask | EvaluateTask) and memory.stage in ("fetching", "working"):
         needed.add(memory.task.adapter.sha256)
     return needed

@@ -37,6 +37,8 @@ class AgentState:
         budget_ends: When the request in hand should be done; monotonic seconds.
         loaded: The memory is that of an earlier process, and nothing of its task is under way in this one yet.
         restarted: The task in hand was begun by an earlier process, and is gone on with in this one.
+        fetch_at: When to fetch again the adapter that the disk did not take; monotonic seconds.
+        fetch_told: The owner was told that it waits for the disk.
     """
 
     setup: Setup
@@ -47,6 +49,8 @@ class AgentState:
     budget_ends: float | None = None
     loaded: bool = False
     restarted: bool = False
+    fetch_at: float | None = None
+    fetch_told: bool = False
 
     @property
     def task(self) -> Task | None:
@@ -87,7 +91,9 @@ class AgentState:
         """The same state without a task; what was done stays known."""
         memory = self.memory if self.stage == "idle" else self.memory.to("idle")
         memory = memory.model_copy(update={"task": None, "trained": None, "download_s": None, "deaths": 0})
-        return replace(self, memory=memory, adapter=None, budget_ends=None, restarted=False)
+        return replace(
+            self, memory=memory, adapter=None, budget_ends=None, restarted=False, fetch_at=None, fetch_told=False
+        )
 
 
 def task_key(task: Task) -> str:

@@ -1,6 +1,6 @@
 """The agent's own folder: who may use it, and what is in it.
 
-Owns the lock that keeps a second daemon out, and the counter that no restart repeats.
+Owns the lock that keeps a second daemon out, and the places of everything that lies there.
 """
 
 import fcntl
@@ -9,13 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fedpipe_agent.durable import write_durably
-from fedpipe_agent.errors import InUseError, StateFolderError
+from fedpipe_agent.counting import Counter
+from fedpipe_agent.errors import InUseError, StateFolderError, unusable
 from fedpipe_agent.identity import read_instance
 from fedpipe_agent.journal import Journal
 from fedpipe_wire.blob_partial import sync_folder
-
-COUNTER_BLOCK = 1000
 
 
 class StateFolder:
@@ -30,8 +28,7 @@ class StateFolder:
         self.instance = ""
         self._journal: Journal | None = None
         self._lock: int | None = None
-        self._counter = 0
-        self._reserved = 0
+        self._counter: Counter | None = None
 
     @property
     def blobs(self) -> Path:
@@ -60,19 +57,19 @@ class StateFolder:
         Raises:
             InUseError: if another agent holds it.
             JournalError: if what it remembers cannot be read or written.
-            StateFolderError: if it cannot be made or written.
+            StateFolderError: if it cannot be made or written, or does not tell which numbers were used.
         """
         try:
             self._make()
             lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise _unusable(self.path, error) from error
+            raise unusable(self.path, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(lock)
             if not isinstance(error, BlockingIOError):
-                raise _unusable(self.path, error) from error
+                raise unusable(self.path, error) from error
             raise InUseError(
                 f"another agent works in {self.path}: stop it, or give this one another 'state' folder"
             ) from error
@@ -80,9 +77,11 @@ class StateFolder:
         try:
             self.instance = read_instance(self.path)
             self._journal = Journal(self.path)
+            self._counter = Counter(self.path / "counter", self._journal)
+            self._counter.check()
         except OSError as error:
             self._let_go()
-            raise _unusable(self.path, error) from error
+            raise unusable(self.path, error) from error
         except StateFolderError:
             self._let_go()
             raise
@@ -108,37 +107,10 @@ class StateFolder:
             self._lock = None
 
     def next_counter(self) -> int:
-        """A number that this agent never used before, also before a restart; blocks are reserved on disk.
+        """A number that this agent never used before, also before a restart; within the block only.
 
         Raises:
             StateFolderError: if the numbers reserved before cannot be read, or no more can be reserved.
         """
-        if self._counter == self._reserved:
-            used = self._read_reserved()
-            try:
-                write_durably(self._file, str(used + COUNTER_BLOCK))
-            except OSError as error:
-                raise _unusable(self.path, error) from error
-            self._counter, self._reserved = used, used + COUNTER_BLOCK
-        self._counter += 1
-        return self._counter
-
-    @property
-    def _file(self) -> Path:
-        return self.path / "counter"
-
-    def _read_reserved(self) -> int:
-        try:
-            return int(self._file.read_text()) if self._file.exists() else 0
-        except (OSError, ValueError) as error:
-            # Beginning again at 0 would let old messages pass for new ones.
-            raise StateFolderError(
-                f"{self._file} does not hold a number: restore it, or enrol this agent anew with an empty state folder"
-            ) from error
-
-
-def _unusable(path: Path, error: OSError) -> StateFolderError:
-    return StateFolderError(
-        f"the state folder {path} cannot be used: {error.strerror}. Make room there and make it writable for this "
-        "user, or set 'state' in agent.toml"
-    )
+        assert self._counter is not None, "the state folder is not open"
+        return self._counter.next()

@@ -10,7 +10,7 @@ from fedpipe_coordinator import work
 from fedpipe_coordinator.exchange import Exchange
 from fedpipe_coordinator.intake import Intake
 from fedpipe_coordinator.merging import Merger
-from fedpipe_coordinator.records import RunFolder
+from fedpipe_coordinator.records import RunFolder, gone
 from fedpipe_coordinator.registry import Registry
 from fedpipe_coordinator.run_events import (
     Aggregate,
@@ -80,7 +80,7 @@ class Actor:
     def _work(self, state: RunState, action: MakePlans | Aggregate | Export) -> None:
         folder, blobs = self._folder(state.run), self._blobs
         name, job = self._job(state, action, folder, blobs)
-        self.worker.do(state.run, job, phase_failed(name))
+        self.worker.do(state.run, lambda: _in_folder(folder, job), phase_failed(name))
 
     def _job(
         self, state: RunState, action: MakePlans | Aggregate | Export, folder: RunFolder, blobs: BlobStore
@@ -98,3 +98,13 @@ class Actor:
     def _later(self, state: RunState, event: RunEvent) -> None:
         """Let the run hear of something after the step that is being done."""
         self.worker.do(state.run, lambda: event, lambda _: event)
+
+
+def _in_folder(folder: RunFolder, job: Callable[[], RunEvent]) -> RunEvent:
+    """Do work that writes into a run's folder, and name the folder where its loss is why that fails."""
+    try:
+        return job()
+    except Exception as error:
+        if not folder.path.is_dir():
+            raise gone(folder.path) from error
+        raise

@@ -1,11 +1,14 @@
-"""Aggregation of files: a stream that holds one weight's factors at a time.
+"""Aggregation of files: a stream that holds the factors of a few weights at a time.
 
 Owns reading, writing and the report; the rule itself is `change_averaging.py`'s, or another of the
 same interface. Never decides whose update counts: what it is given was accepted before.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +54,9 @@ __all__ = [
     "aggregate_weight",
 ]
 
+MAX_THREADS = 3
+"""More at once bring little, for one thread writes; and each takes some 40 MiB at the size of a 7B model's weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class UpdateFile:
@@ -78,13 +84,19 @@ class _Opened:
 
 @dataclass(frozen=True, slots=True)
 class AggregationReport:
-    """What an aggregation did; tails are relative Frobenius norms, by weight and over all."""
+    """What an aggregation did; tails are relative Frobenius norms, by weight and over all. `sha256` is the file's."""
 
     tail: float
     tails: Mapping[str, float] = field(repr=False)
     weights: int
     agents: int
     examples: int
+    sha256: str
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def aggregate_files(  # noqa: PLR0913 - two files, the updates, and what makes it repeatable
@@ -97,14 +109,25 @@ def aggregate_files(  # noqa: PLR0913 - two files, the updates, and what makes i
     seed: int,
     round_: int,
     rule: Aggregator = aggregate_weight,
+    threads: int | None = None,
 ) -> AggregationReport:
-    """Aggregate whole files, holding one weight's factors at a time.
+    """Aggregate whole files, holding the factors of at most `threads` weights at a time.
 
-    `out_path` appears whole and synced, or not at all. The same arguments give the same bytes,
-    whatever the order of `updates`; the change of one with a base of its own is measured against
-    that. BLAS is held to one thread meanwhile, in the whole process: the number of threads may show
-    in the last bits, and threads that wait for each other on a busy machine cost more than they
-    bring to matrices this thin.
+    `out_path` appears whole and synced, or not at all. The same arguments give the same bytes, whatever the order of
+    `updates` and the number of `threads`; the change of one with a base of its own is measured against that. BLAS is
+    held to one thread for each of them meanwhile, in the whole process: its number of threads may show in the last
+    bits, and threads that wait for each other on a busy machine cost more than they bring to matrices this thin.
+
+    Args:
+        global_path: The global adapter before the round.
+        updates: What was accepted, in any order.
+        out_path: Where the next global adapter goes.
+        shape: Of the model.
+        row_norm: Norm of every row of the new `a`.
+        seed: Of the job.
+        round_: Whose updates they are.
+        rule: What makes one weight's new factors; called in several threads at once.
+        threads: How many weights are worked on at once; None: as there are processors, at most `MAX_THREADS`.
 
     Raises:
         AggregationError: if there is no update, or as `aggregate_weight`, with the weight's name.
@@ -114,25 +137,20 @@ def aggregate_files(  # noqa: PLR0913 - two files, the updates, and what makes i
     masses(updates)
     tails: dict[str, float] = {}
     lost = whole = 0.0
+    count = threads or min(processors(), MAX_THREADS)
     with ExitStack() as stack:
         stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
-        start = stack.enter_context(TensorFile(global_path))
-        weights, spec = _global_spec(start.header, shape)
-        bases = {path: stack.enter_context(TensorFile(path)) for path in sorted({u.base for u in updates if u.base})}
-        for base in bases.values():
-            check_tensors(base.header, spec)
-        opened = [
-            _Opened(update, stack.enter_context(TensorFile(update.path)), bases[update.base] if update.base else None)
-            for update in updates
-        ]
-        for each in opened:
-            _check_update(each.update, each.file.header, shape, weights)
-        writer = stack.enter_context(TensorWriter(out_path, spec))
-        for weight in weights:
+        start, opened, weights, spec = _open_all(stack, global_path, updates, shape)
+        writer = stack.enter_context(TensorWriter(out_path, spec, hashed=True))
+        pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="aggregate"))
+
+        def aggregated(weight: str) -> Aggregated:
             before, changes = _read_weight(start, opened, weight)
             reseed = generator("reseed", seed, round_, weight)
             with _naming(weight):
-                after = rule(before, changes, row_norm=row_norm, reseed=reseed)
+                return rule(before, changes, row_norm=row_norm, reseed=reseed)
+
+        for weight, after in _in_order(aggregated, weights, pool, count):
             writer.write(a_name(weight), after.factors.a)
             writer.write(b_name(weight), after.factors.b)
             tails[weight] = after.tail
@@ -143,7 +161,43 @@ def aggregate_files(  # noqa: PLR0913 - two files, the updates, and what makes i
                 writer.write(name, aggregate_head(start.read(name), [_head(each, name) for each in opened]))
     tail = math.sqrt(lost / whole) if whole else 0.0
     examples = sum(update.examples for update in updates)
-    return AggregationReport(tail, tails, len(weights), len(updates), examples)
+    return AggregationReport(tail, tails, len(weights), len(updates), examples, writer.sha256)
+
+
+def _open_all(
+    stack: ExitStack, global_path: Path, updates: Sequence[UpdateFile], shape: ModelShape
+) -> tuple[TensorFile, list[_Opened], list[str], dict[str, TensorSpec]]:
+    """All files, open and checked, the weights that the global adapter covers, and what it must hold."""
+    start = stack.enter_context(TensorFile(global_path))
+    weights, spec = _global_spec(start.header, shape)
+    bases = {path: stack.enter_context(TensorFile(path)) for path in sorted({u.base for u in updates if u.base})}
+    for base in bases.values():
+        check_tensors(base.header, spec)
+    opened = [
+        _Opened(update, stack.enter_context(TensorFile(update.path)), bases[update.base] if update.base else None)
+        for update in updates
+    ]
+    for each in opened:
+        _check_update(each.update, each.file.header, shape, weights)
+    return start, opened, weights, spec
+
+
+def _in_order(
+    work: Callable[[str], Aggregated], weights: Iterable[str], pool: ThreadPoolExecutor, threads: int
+) -> Iterator[tuple[str, Aggregated]]:
+    """What the work makes of every weight, in their order; no more than `threads` of them are begun and not taken."""
+    under_way: deque[tuple[str, Future[Aggregated]]] = deque()
+    for weight in weights:
+        if len(under_way) == threads:
+            yield _taken(under_way)
+        under_way.append((weight, pool.submit(work, weight)))
+    while under_way:
+        yield _taken(under_way)
+
+
+def _taken(under_way: deque[tuple[str, Future[Aggregated]]]) -> tuple[str, Aggregated]:
+    weight, future = under_way.popleft()
+    return weight, future.result()
 
 
 def _global_spec(header: Mapping[str, TensorSpec], shape: ModelShape) -> tuple[list[str], dict[str, TensorSpec]]:

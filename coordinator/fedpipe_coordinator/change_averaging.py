@@ -117,11 +117,15 @@ def aggregate_weight(
     ordered = sorted(changes, key=_place)
     _check(global_, ordered)
     bases = [change.base for change in ordered if change.base is not None]
-    parts = [global_, *(Factors(change.b, change.a) for change in ordered), *bases]
+    rank = len(global_.a)
+    middle = _coefficients(rank, ordered)
+    # What every agent trained has no share of its own left: not even carried along.
+    own = np.flatnonzero(middle[:rank])
+    left = global_ if len(own) == rank else Factors(global_.b[:, own], global_.a[own])
+    parts = [left, *(Factors(change.b, change.a) for change in ordered), *bases]
     b = np.concatenate([part.b for part in parts], axis=1, dtype=np.float64)
     a = np.concatenate([part.a for part in parts], axis=0, dtype=np.float64)
-    rank = len(global_.a)
-    svd = svd_of_product(b, _coefficients(rank, ordered), a, rank)
+    svd = svd_of_product(b, np.concatenate([middle[own], middle[rank:]]), a, rank)
     tail = svd.tail / svd.norm if svd.norm else 0.0
     if not ordered:
         return Aggregated(global_, 0.0, svd.norm, svd.values)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.line_files import Keys, append_lines, last_number, read_lines, replace_bytes, set_aside
 from fedpipe_coordinator.metrics import metrics_data
@@ -194,7 +196,8 @@ class RunFolder:
         """Write `summary.json` anew, whole, and return what it holds."""
         with self.writing():
             summary = self.summary(state, exports)
-            write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+            # json.dumps indents ten times more slowly, and this is the owner's thread: the session waits meanwhile
+            write_atomically(self.path / "summary.json", to_json(summary, indent=2).decode() + "\n")
         return summary
 
     def append(self, name: str, lines: Sequence[str]) -> None:
@@ -220,16 +223,21 @@ def folder_of(state: RunState, home: Home) -> RunFolder:
     return RunFolder(Path(state.folder), ours=False) if state.folder else RunFolder(home.run(state.run))
 
 
+def gone(path: Path) -> RecordError:
+    """The error for a run's folder that somebody has removed."""
+    return RecordError(
+        f"the run's folder {path} cannot be written: it is not there any more. Run the job again, and leave the "
+        "folders of open runs where they are"
+    )
+
+
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not path.is_dir():
-            raise RecordError(
-                f"the run's folder {path} cannot be written: it is not there any more. Run the job again, and leave "
-                "the folders of open runs where they are"
-            ) from error
+            raise gone(path) from error
         kind = RecordsFullError if error.errno in _FULL else RecordError
         raise kind(
             f"the run's folder {path} cannot be written: {error.strerror or error}. Free space, make it writable "

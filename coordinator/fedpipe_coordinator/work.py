@@ -101,9 +101,9 @@ def _first_adapter(state: RunState, blobs: BlobStore, folder: Path) -> BlobRef:
     return take_in(blobs, path)
 
 
-def take_in(blobs: BlobStore, path: Path) -> BlobRef:
-    """Move a file into the blob store under its content's name."""
-    return blobs.add_file(path, move=True)
+def take_in(blobs: BlobStore, path: Path, sha256: str | None = None) -> BlobRef:
+    """Move a file into the blob store under its content's name; `sha256` where whoever wrote and synced it knows it."""
+    return blobs.add_file(path, move=True, sha256=sha256)
 
 
 def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path) -> Aggregated:
@@ -129,7 +129,7 @@ def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path
         seed=state.job.job.seed,
         round_=action.round,
     )
-    return Aggregated(action.round, take_in(blobs, path), report.tail)
+    return Aggregated(action.round, take_in(blobs, path, report.sha256), report.tail)
 
 
 def _require(blobs: BlobStore, *names: str) -> None:

@@ -4,8 +4,9 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from federation import SECRET, Ended, Federation, Finished, Shared, call, fedpip
 from mosquitto_support import mosquitto_or_skip
 
 from fedpipe_agent.exit_codes import ExitCode as AgentExitCode
+from fedpipe_agent.state_folder import StateFolder
 from fedpipe_coordinator.broker import ManagedBroker
 from fedpipe_coordinator.exit_codes import ExitCode
 
@@ -189,6 +191,38 @@ def test_a_state_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "agent.toml").write_text('name = "a"\nfederation = "f"\n[broker]\nhost = "127.0.0.1"\n')
     ended = fedpipe_agent("run", "--config", tmp_path / "agent.toml")
     check(ended, AgentExitCode.STATE_FOLDER_UNUSABLE, str(tmp_path / "state"), "set 'state' in agent.toml")
+
+
+def _leftover(state: Path) -> None:
+    (state / "blobs" / "x.new").mkdir(parents=True)
+
+
+def _counter(state: Path) -> None:
+    state.mkdir()
+    (state / "counter").write_text("-50")
+
+
+def _clock(state: Path) -> None:
+    with StateFolder(state) as folder:
+        folder.next_counter()
+    with closing(sqlite3.connect(state / "journal.db")) as journal:
+        journal.execute("INSERT INTO memory (one, boot, monotonic_s, wall_s, body) VALUES (1, 'b', 'noon', 1, '{}')")
+        journal.commit()
+
+
+STATES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "a folder for a leftover": (_leftover, ("x.new: Is a directory", "remove it by hand")),
+    "a counter below zero": (_counter, ("counter does not hold a number from 0", "'-50'", "restore the file")),
+    "text for a clock": (_clock, ("journal.db is damaged", "'noon'", "move journal.db")),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_an_agent_whose_state_is_damaged_says_what_to_do(state: str, tmp_path: Path) -> None:
+    damage, told = STATES[state]
+    damage(tmp_path / "state")
+    (tmp_path / "agent.toml").write_text('name = "a"\nfederation = "f"\n[broker]\nhost = "127.0.0.1"\n')
+    check(fedpipe_agent("run", "--config", tmp_path / "agent.toml"), AgentExitCode.STATE_FOLDER_UNUSABLE, *told)
 
 
 def test_a_broker_that_is_not_there_is_said_once_and_waited_for(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """The laws of aggregation, against dense matrices in float64."""
 
+import hashlib
+import itertools
+import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,10 +19,12 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from fedpipe_coordinator.aggregate import (
     Aggregated,
     AggregationError,
+    AggregationReport,
     Factors,
     HeadChange,
     UpdateFile,
     WeightChange,
+    _in_order,
     aggregate_files,
     aggregate_head,
     aggregate_weight,
@@ -415,6 +421,74 @@ def test_files_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
         aggregate_files(start, order, tmp_path / name, shape=SHAPE, row_norm=1.0, seed=5, round_=1)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert (tmp_path / "one").read_bytes() == (tmp_path / "three").read_bytes()
+
+
+def test_files_give_the_same_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
+    start, updates = make_round(tmp_path, agents=4)
+
+    def run(name: str, **more: Any) -> AggregationReport:
+        return aggregate_files(start, updates, tmp_path / name, shape=SHAPE, row_norm=1.0, seed=5, round_=1, **more)
+
+    reports = [run("one", threads=1), run("four", threads=4), run("own")]
+    files = [(tmp_path / name).read_bytes() for name in ("one", "four", "own")]
+    assert files[0] == files[1] == files[2]
+    assert list(load(tmp_path / "four")) == list(load(start))
+    assert reports[0] == reports[1] == reports[2]
+    assert reports[1].sha256 == hashlib.sha256(files[1]).hexdigest()
+
+
+def test_weights_are_worked_on_beside_each_other(tmp_path: Path) -> None:
+    start, updates = make_round(tmp_path)
+    second, begun = threading.Event(), itertools.count(1)
+
+    def rule(global_: Factors, changes: Sequence[WeightChange], **settings: Any) -> Aggregated:
+        if next(begun) == 1:
+            assert second.wait(10), "the second weight waits for the first"
+        else:
+            second.set()
+        return aggregate_weight(global_, changes, **settings)
+
+    out = tmp_path / "out"
+    aggregate_files(start, updates, out, shape=SHAPE, row_norm=1.0, seed=5, round_=1, rule=rule, threads=2)
+
+
+@given(st.integers(0, 8), st.integers(1, 5))
+@settings(deadline=None, max_examples=40)
+def test_results_come_in_order_and_none_is_begun_early(count: int, threads: int) -> None:
+    """Whoever is next in line waits for the one behind it, so all but the last are done late."""
+    begun = [threading.Event() for _ in range(count)]
+    taken = most = 0
+
+    def work(name: str) -> Any:
+        nonlocal most
+        number = int(name)
+        begun[number].set()
+        most = max(most, number + 1 - taken)
+        assert threads == 1 or number + 1 == count or begun[number + 1].wait(10)
+        return name
+
+    with ThreadPoolExecutor(threads) as pool:
+        for name, result in _in_order(work, map(str, range(count)), pool, threads):
+            assert name == cast("object", result) == str(taken)
+            taken += 1
+    assert taken == count
+    assert most <= min(count, threads)
+
+
+def test_a_component_that_all_trained_is_as_good_as_gone() -> None:
+    """Its old value has no share left, however large: not even the rounding of the rest shows it."""
+    random = np.random.default_rng(3)
+    global_ = Factors(random.standard_normal((9, 4)), random.standard_normal((4, 7)))
+    loud = Factors(global_.b.copy(), global_.a.copy())
+    loud.b[:, 1] *= 1e9
+    changes = [
+        WeightChange(f"silo-{k}", 5 + k, indices, random.standard_normal((9, len(indices))),
+                     random.standard_normal((len(indices), 7)))
+        for k, indices in enumerate([(0, 1), (1, 2, 3)])
+    ]  # fmt: skip
+    one, other = aggregate(global_, changes), aggregate(loud, changes)
+    np.testing.assert_array_equal(one.factors.b, other.factors.b)
+    np.testing.assert_array_equal(one.factors.a, other.factors.a)
 
 
 def test_a_late_file_follows_the_rule_from_its_own_base(tmp_path: Path) -> None:

@@ -175,13 +175,31 @@ def _undisturbed(folder: Path) -> dict[int, str]:
     return desk.taken
 
 
-def test_an_adapter_that_has_no_room_is_a_failed_round_and_with_room_the_next_try_goes_well(tmp_path: Path) -> None:
+def test_an_adapter_that_has_no_room_is_waited_for_and_with_room_the_round_goes_on(tmp_path: Path) -> None:
     calm = _undisturbed(tmp_path / "calm")
     machine, desk = new_machine(tmp_path / "machine")
     with small_disk(tmp_path / "machine" / "state", RESERVE_MIB + 4) as disk:
         filler = fill(disk, but_bytes=RESERVE_MIB << 20)
         machine.start()
+        began = machine.now
+        _pump(machine, desk, lambda: machine.now > began + 40.0)
+        filler.unlink()
+        machine.run(desk)
+        machine.kill()
+    assert not [m for m in desk.heard if isinstance(m, Failed)]
+    assert len([line for line in machine.logged if "is asked for every 10 s" in line and "make room" in line]) == 1
+    assert desk.taken == calm
+
+
+def test_an_adapter_that_never_has_room_is_a_failed_round_before_the_round_is_over(tmp_path: Path) -> None:
+    calm = _undisturbed(tmp_path / "calm")
+    machine, desk = new_machine(tmp_path / "machine")
+    with small_disk(tmp_path / "machine" / "state", RESERVE_MIB + 4) as disk:
+        filler = fill(disk, but_bytes=RESERVE_MIB << 20)
+        machine.start()
+        began, deadline_s = machine.now, desk.task(1).plan.deadline_s
         _pump(machine, desk, lambda: [m for m in desk.heard if isinstance(m, Failed)])
+        assert 0.9 * deadline_s < machine.now - began < deadline_s
         (failed,) = (m for m in desk.heard if isinstance(m, Failed))
         assert failed.kind == "transfer"
         assert "make room" in failed.message

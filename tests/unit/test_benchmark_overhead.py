@@ -7,6 +7,7 @@ import pytest
 from trainer_support import make_plan
 
 from benchmarks.echo_trainer import echo_shape, model_name, write_echo
+from benchmarks.launch import Trace
 from benchmarks.overhead import bytes_that_must_cross
 from benchmarks.round_parts import PARTS, handling_seconds, read_trace, round_parts
 from fedpipe_agent.train.errors import ModelError
@@ -78,3 +79,15 @@ def test_a_model_that_is_not_the_echos_is_refused() -> None:
     assert echo_shape("echo/2x8x4").weights[1].parameters == 32
     with pytest.raises(ModelError, match="name it echo/"):
         echo_shape("gpt2")
+
+
+def test_a_trace_holds_chunks_back_and_no_other_line(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    trace = Trace(path)
+    for _ in range(Trace.HELD + 5):
+        trace.event("received-chunk", "before")
+    assert len(read_trace(path.read_text())) == Trace.HELD
+    trace.event("posted-WorkDone-Planned", "after")
+    marks = read_trace(path.read_text())
+    assert [mark.name for mark in marks] == ["received-chunk"] * (Trace.HELD + 5) + ["posted-WorkDone-Planned"]
+    assert [mark.at for mark in marks] == sorted(mark.at for mark in marks)

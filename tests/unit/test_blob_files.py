@@ -65,6 +65,16 @@ def test_a_file_is_copied_or_moved(store: BlobStore, ref: BlobRef, tmp_path: Pat
     assert store.path(ref.sha256).read_bytes() == DATA
 
 
+def test_a_file_whose_writer_knows_its_hash_is_not_read_again(store: BlobStore, ref: BlobRef, tmp_path: Path) -> None:
+    source = tmp_path / "adapter.safetensors"
+    source.write_bytes(DATA)
+    named = store.add_file(source, move=True, sha256="a" * 64)
+    assert (named.sha256, named.size) == ("a" * 64, ref.size)
+    assert not source.exists()
+    with pytest.raises(BlobError, match="64 lower-case hexadecimal"):
+        store.add_file(store.path("a" * 64), move=True, sha256="../blob")
+
+
 @pytest.mark.parametrize("name", ["", "x" * 64, "../" + "a" * 61, "A" * 64, "a" * 63])
 def test_a_name_that_is_no_hash_never_becomes_a_path(store: BlobStore, name: str) -> None:
     for use in (store.path, store.has, store.ref, store.remove):
@@ -393,6 +403,48 @@ def test_what_nobody_needs_is_collected(store: BlobStore, ref: BlobRef) -> None:
     assert store.names() == [kept]
 
 
+def test_a_removed_file_is_gone_at_once_and_its_space_later(store: BlobStore, ref: BlobRef) -> None:
+    jobs: list[Callable[[], None]] = []
+    store.later = jobs.append
+    store.add_bytes(DATA)
+    store.open_partial(other_ref(1)).close()
+    store.remove(ref.sha256)
+    store.remove(ref.sha256)
+    assert store.collect(()) == 2
+    assert not store.has(ref.sha256)
+    assert store.names() == []
+    assert store.collect(()) == 0
+    with contextlib.closing(store.open_partial(other_ref(1))) as anew:
+        assert anew.have == 0
+    store.add_bytes(DATA)  # what comes anew is not what goes
+    for job in jobs:
+        job()
+    assert store.read_chunk(ref.sha256, 1, 300) == CHUNKS[1]
+    assert files(store) == {"", ".part", ".map"}
+
+
+def test_space_that_is_still_to_be_freed_is_made_when_it_is_needed(tmp_path: Path) -> None:
+    """1,500 bytes of room, as `free_bytes` counts what lies in the folder."""
+    store = BlobStore(
+        tmp_path, reserve_bytes=0, free_bytes=lambda folder: 1500 - sum(p.stat().st_size for p in folder.iterdir())
+    )
+    store.later = lambda _: None
+    old = store.add_bytes(DATA)
+    with pytest.raises(BlobDiskError, match=r"needs 1000 bytes .* 500 are free"):
+        store.open_partial(other_ref(1))
+    store.remove(old.sha256)
+    store.open_partial(other_ref(1)).close()
+    assert not list(tmp_path.glob("*.gone"))
+
+
+def test_what_a_killed_process_did_not_free_is_freed(store: BlobStore) -> None:
+    store.later = lambda _: None
+    store.remove(store.add_bytes(DATA).sha256)
+    assert files(store) == {".gone"}
+    BlobStore(store.folder)
+    assert files(store) == set()
+
+
 # --- disks that are full or read-only ---------------------------------------------------------------------------
 
 
@@ -451,6 +503,7 @@ def test_a_disk_that_became_read_only_is_told(small_disk: Path) -> None:
     ref = store.add_bytes(DATA)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert store.read_chunk(ref.sha256, 0, 300) == CHUNKS[0]
+    store.later = lambda _: None
     uses: list[Callable[[], object]] = [
         lambda: store.add_bytes(b"more"),
         lambda: store.open_partial(other_ref(1)),

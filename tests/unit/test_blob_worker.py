@@ -193,6 +193,31 @@ def test_a_worker_that_is_closed_forgets_what_it_had_not_begun() -> None:
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("blobs")]
 
 
+def test_the_owner_does_not_wait_for_space_to_be_freed(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go_on, unlink = threading.Event(), threading.Event(), Path.unlink
+
+    def slow(path: Path, *, missing_ok: bool = False) -> None:
+        if path.suffix == ".gone":
+            began.set()
+            assert go_on.wait(PATIENCE_S)
+        unlink(path, missing_ok=missing_ok)
+
+    for name in (owner.ref.sha256, "a" * 64):
+        (owner.store.folder / name).write_bytes(DATA)
+    monkeypatch.setattr(Path, "unlink", slow)
+    owner.store.collect(())
+    assert began.wait(PATIENCE_S)
+    assert not owner.store.has(owner.ref.sha256)
+    owner.receiver.expect(owner.ref, "one")
+    assert owner.receiver.expecting(owner.ref.sha256)
+    go_on.set()
+    owner.receiver.close()  # what the worker did not come to is freed now
+    assert {path.suffix for path in owner.store.folder.iterdir()} == {".part", ".map"}
+    owner.store.remove(owner.ref.sha256)
+    assert not list(owner.store.folder.iterdir())
+    assert not owner.woken.is_set()
+
+
 # --- what an earlier process left -------------------------------------------------------------------------------
 
 

@@ -83,11 +83,26 @@ def _as_a_folder(path: Path) -> None:
     path.mkdir()
 
 
+def _with(sql: str) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(sql)
+            connection.commit()
+
+    return harm
+
+
 HARM: dict[str, tuple[Callable[[Path], None], str]] = {
     "noise": (_with_noise, r"journal\.db is damaged.*move journal\.db, .*leave the rest.*above all the file 'counter'"),
     "cut short": (_cut_short, r"journal\.db is damaged.*move journal\.db"),
-    "a newer schema": (_of_a_newer_schema, r"schema 7, this version of FedPipe reads schemas up to 1.*newer"),
+    "a newer schema": (_of_a_newer_schema, r"schema 7, this version of FedPipe reads schemas up to 2.*newer"),
     "another body": (_with_another_body, r"is damaged \(stage: .*move journal\.db"),
+    "text for a clock": (
+        _with("UPDATE memory SET monotonic_s = 'noon'"),
+        r"is damaged \(its clocks .*noon.*move journal",
+    ),
+    "a boot that is no name": (_with("UPDATE memory SET boot = X'00'"), r"is damaged \(its clocks .*move journal"),
+    "a clock beyond all": (_with("UPDATE memory SET wall_s = 9e999"), r"is damaged \(its clocks .*inf.*move journal"),
     "a folder": (_as_a_folder, r"journal\.db cannot be used.*writable"),
 }
 
@@ -110,16 +125,48 @@ def test_a_journal_that_cannot_be_used_is_told_and_the_counter_stays(tmp_path: P
 
 
 def test_a_journal_of_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None:
-    def second(connection: sqlite3.Connection) -> None:
+    def newer(connection: sqlite3.Connection) -> None:
         connection.execute("ALTER TABLE memory ADD COLUMN host TEXT NOT NULL DEFAULT ''")
 
     with closing(Journal(tmp_path)) as journal:
         journal.save(_worked(), NOW)
     path = tmp_path / "journal.db"
-    with closing(Database(path, (*MIGRATIONS, second), what="the agent's journal")) as database:
+    with closing(Database(path, (*MIGRATIONS, newer), what="the agent's journal")) as database:
         ((body, host),) = database.execute("SELECT body, host FROM memory")
     assert (Memory.model_validate_json(body), host) == (_worked(), "")
-    assert (tmp_path / "journal.db.schema-1").exists()
+    assert (tmp_path / "journal.db.schema-2").exists()
+
+
+def _of_the_first_schema(folder: Path) -> None:
+    """A state folder whose journal knows of no numbers."""
+    with closing(Database(folder / "journal.db", MIGRATIONS[:1], what="the agent's journal")) as database:
+        row = (_worked().model_dump_json(exclude_none=True), NOW.boot, NOW.monotonic_s, NOW.wall_s)
+        database.execute("INSERT INTO memory (one, body, boot, monotonic_s, wall_s) VALUES (1, ?, ?, ?, ?)", row)
+
+
+def test_a_journal_of_the_first_schema_goes_on_with_the_numbers_of_the_file(tmp_path: Path) -> None:
+    _of_the_first_schema(tmp_path)
+    (tmp_path / "counter").write_text("12000")
+    with StateFolder(tmp_path) as folder:
+        assert folder.journal.load() == (_worked(), NOW)
+        assert folder.next_counter() == 12_001
+    (tmp_path / "counter").unlink()
+    with StateFolder(tmp_path) as folder:
+        assert folder.next_counter() > 12_001
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(None, "counter is not there, and journal.db beside it has no number"), ("-50", "number from 0 .* but '-50'")],
+)
+def test_without_any_number_beside_what_was_done_the_agent_does_not_begin_again(
+    tmp_path: Path, text: str | None, told: str
+) -> None:
+    _of_the_first_schema(tmp_path)
+    if text is not None:
+        (tmp_path / "counter").write_text(text)
+    with pytest.raises(StateFolderError, match=told), StateFolder(tmp_path) as folder:
+        folder.next_counter()
 
 
 @contextmanager

@@ -134,6 +134,22 @@ def test_the_summary_has_the_documented_keys(tmp_path: Path) -> None:
     assert [record["round"] for record in summary["rounds"]] == [1]
 
 
+def test_the_summary_reads_back_as_it_was_said(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    said = {
+        "round": 1,
+        "numbers": [0.1, 1e-300, 2**60, -0.0, float("inf")],
+        "text": "ä\u2028\x00\U0001f4a9",
+        "none": None,
+        "agents": [],
+    }
+    folder.append("rounds.jsonl", [json.dumps(said)])
+    folder.write_summary(begin(), {})
+    text = (tmp_path / "summary.json").read_text(encoding="utf-8")
+    assert json.loads(text)["rounds"] == [said]
+    assert text.startswith('{\n  "schema": ')
+
+
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     write_atomically(path, "old")

@@ -136,6 +136,16 @@ def test_a_run_whose_folder_is_removed_ends_and_names_it_and_tells_its_end_there
     assert office.service.runs[second].open or "not there any more" in office.service.runs[second].note
 
 
+def test_work_in_a_folder_that_is_removed_names_it(office: Office) -> None:
+    run = office.service.submit(job(), None)
+    office.say(survey().model_copy(update={"run": run}))
+    shutil.rmtree(_folder(office, run))
+    office.say(scored().model_copy(update={"run": run}))
+    office.settle()
+    assert _status(office, run)["phase"] == "failed"
+    assert f"planning: the run's folder {_folder(office, run)} cannot be written" in _status(office, run)["note"]
+
+
 def test_the_folder_of_a_run_that_is_over_is_not_made_again_once_its_owner_removed_it(office: Office) -> None:
     run = _training(office)
     office.ask(op="stop", run=run)

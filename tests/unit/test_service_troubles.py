@@ -346,7 +346,8 @@ def test_what_no_run_needs_is_removed_whole_or_in_part_and_what_is_received_stay
     office.service._collect()
     adapter = _state(office, run).adapter
     assert adapter is not None
-    assert {path.name for path in blobs.iterdir()} == {
+    # what was removed has lost its name, and its space is freed in another thread
+    assert {path.name for path in blobs.iterdir() if path.suffix != ".gone"} == {
         adapter.sha256,
         *(f"{name}.{kind}" for name in (offer.update.sha256, "3" * 64) for kind in ("part", "map")),
     }

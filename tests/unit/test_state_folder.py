@@ -1,22 +1,27 @@
 """The agent's folder: one agent at a time, and numbers that never come again."""
 
+import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedpipe_agent.errors import InUseError, StateFolderError
-from fedpipe_agent.state_folder import COUNTER_BLOCK, StateFolder
+from fedpipe_agent.counting import COUNTER_BLOCK
+from fedpipe_agent.errors import InUseError, JournalError, StateFolderError
+from fedpipe_agent.state_folder import StateFolder
+from fedpipe_wire.envelope import MAX_COUNTER
 
 _HOLD = """
 import sys
 from pathlib import Path
 from fedpipe_agent.errors import InUseError, StateFolderError
-from fedpipe_agent.state_folder import COUNTER_BLOCK, StateFolder
+from fedpipe_agent.counting import COUNTER_BLOCK
+from fedpipe_agent.state_folder import StateFolder
 with StateFolder(Path(sys.argv[1])) as folder:
     print(folder.next_counter(), flush=True)
     sys.stdin.read()
@@ -62,12 +67,73 @@ def test_no_number_comes_again_after_a_restart(tmp_path_factory: pytest.TempPath
     assert numbers == sorted(set(numbers))
 
 
-@pytest.mark.parametrize("text", ["", "seven", "\x00\x00"])
+TEXTS = ["", "seven", "\x00\x00", "-50", "9" * 30, str(MAX_COUNTER), "1e3", "\u0663", "0x10", "7 7"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_a_damaged_counter_is_no_reason_to_begin_again_at_one(tmp_path: Path, text: str) -> None:
+    told = r"does not hold a number.*restore the file, or enrol"
     with StateFolder(tmp_path) as folder:
         (tmp_path / "counter").write_text(text)
-        with pytest.raises(StateFolderError, match="does not hold a number"):
+        with pytest.raises(StateFolderError, match=told):
             folder.next_counter()
+    with pytest.raises(StateFolderError, match=told), StateFolder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("text", [*TEXTS, None, "0", "12"])
+def test_a_counter_that_is_damaged_cut_short_or_gone_is_made_good_from_the_journal(
+    tmp_path: Path, text: str | None
+) -> None:
+    (tmp_path / "counter").write_text("12000")
+    with StateFolder(tmp_path) as folder:
+        last = [folder.next_counter() for _ in range(COUNTER_BLOCK + 1)][-1]
+    if text is None:
+        (tmp_path / "counter").unlink()
+    else:
+        (tmp_path / "counter").write_text(text)
+    with StateFolder(tmp_path) as folder:
+        assert folder.next_counter() > last
+    for path in tmp_path.glob("journal.db*"):  # and the file alone is enough again
+        path.unlink()
+    with StateFolder(tmp_path) as folder:
+        assert folder.next_counter() > last + COUNTER_BLOCK
+
+
+@pytest.mark.parametrize("place", ["counter", "journal.db"])
+def test_of_two_numbers_the_higher_one_counts(tmp_path: Path, place: str) -> None:
+    with StateFolder(tmp_path) as folder:
+        folder.next_counter()
+        if place == "journal.db":
+            folder.journal.reserve(777_000)
+    if place == "counter":
+        (tmp_path / "counter").write_text("777000")
+    with StateFolder(tmp_path) as folder:
+        assert folder.next_counter() == 777_001
+
+
+@pytest.mark.parametrize("reserved", ["'many'", "-1", "1.5", "X'00'"])
+def test_a_journal_whose_counter_is_no_number_is_damaged(tmp_path: Path, reserved: str) -> None:
+    with StateFolder(tmp_path) as folder:
+        folder.next_counter()
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as connection:
+        connection.execute(f"UPDATE counter SET reserved = {reserved}")
+        connection.commit()
+    with pytest.raises(JournalError, match=r"damaged \(the counter says .*move journal"), StateFolder(tmp_path):
+        pass
+
+
+def test_numbers_that_are_used_up_are_told(tmp_path: Path) -> None:
+    with StateFolder(tmp_path) as folder:
+        folder.journal.reserve(MAX_COUNTER)
+        with pytest.raises(StateFolderError, match=rf"{MAX_COUNTER} message numbers .* at most .* enrol"):
+            folder.next_counter()
+
+
+def test_a_counter_that_is_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "counter").mkdir()
+    with pytest.raises(StateFolderError, match=r"counter cannot be read .Is a directory"), StateFolder(tmp_path):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

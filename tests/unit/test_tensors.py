@@ -1,7 +1,9 @@
 """Tensor files: what is refused before it is parsed, and what comes back as it was written."""
 
+import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedpipe_profiles.model import ModelShape, ParameterShape, WeightShape
 from fedpipe_profiles.plan import Plan, Prediction
+from fedpipe_wire.tensor_header import spec_of
 from fedpipe_wire.tensors import (
     TensorError,
     TensorFile,
@@ -193,6 +196,38 @@ def test_writer_refuses_what_does_not_fit(tmp_path: Path) -> None:
         writer.write("a", np.zeros(2, np.float32))
         with pytest.raises(TensorError, match="written twice"):
             writer.write("a", np.zeros(2, np.float32))
+
+
+def test_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    tensors: dict[str, np.ndarray] = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.zeros((0, 2), np.float32),
+        "c": np.array(7, np.float64),
+    }
+    spec = {name: spec_of(values) for name, values in tensors.items()}
+    with TensorWriter(tmp_path / "f", spec, metadata={"by": "test"}, hashed=True) as writer:
+        writer.write("a", tensors["a"].copy("F"))
+        with pytest.raises(TensorError, match=r"expected tensor 'b' of a hashed file, got 'c'"):
+            writer.write("c", tensors["c"])
+        with pytest.raises(TensorError, match=r"f has no hash: write it hashed, and whole \(2 to come\)"):
+            _ = writer.sha256
+        writer.write("b", tensors["b"])
+        writer.write("c", tensors["c"])
+    assert writer.sha256 == hashlib.sha256((tmp_path / "f").read_bytes()).hexdigest()
+    with TensorWriter(tmp_path / "g", spec) as plain:
+        for name in ("c", "a", "b"):
+            plain.write(name, tensors[name])
+    with pytest.raises(TensorError, match="no hash"):
+        _ = plain.sha256
+
+
+def test_threads_may_read_one_file_at_once(tmp_path: Path) -> None:
+    tensors = {f"t{number}": np.full((64, 64), number, np.float32) for number in range(40)}
+    write_tensors(tmp_path / "f", tensors)
+    with TensorFile(tmp_path / "f") as file, ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for name, values in zip(tensors, pool.map(file.read, tensors), strict=True):
+                np.testing.assert_array_equal(values, tensors[name])
 
 
 def test_file_cut_after_its_header_was_read_is_an_error(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ A file that an earlier process left has a name, and its bytes need not match it 
 One thread uses a store; only `add_bytes`, `add_file`, `verify` and what reads may be called from others.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator
+from functools import partial as bound
 from pathlib import Path
 
 from fedpipe_wire.blob_bits import BlobDiskError, BlobError, check_size
@@ -22,6 +25,8 @@ from fedpipe_wire.messages import BlobRef
 RESERVE_BYTES = 64 << 20
 _NAME = re.compile(r"[0-9a-f]{64}")
 _OURS = re.compile(r"[0-9a-f]{64}(\.part|\.map)?")
+_GONE = ".gone"
+"""How names of files end that were removed and still take room."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -46,6 +51,8 @@ class BlobStore:
 
     Attributes:
         in_use: blobs that somebody is at work on, and that `collect` leaves alone; its user sets it.
+        later: does something soon in another thread; its user sets it. A removed file then only loses its name at once,
+            and its space later, for that takes milliseconds; room that is lacking is made at once. None: all at once.
         verified: blobs whose bytes this process has seen to match their names.
 
     Raises:
@@ -64,13 +71,16 @@ class BlobStore:
     ) -> None:
         self.folder, self.max_bytes, self.chunk_bytes = folder, max_bytes, chunk_bytes
         self.in_use: Callable[[], Collection[str]] = tuple
+        self.later: Callable[[Callable[[], None]], None] | None = None
         self._free_bytes, self._reserve_bytes = free_bytes, reserve_bytes
         self._boot = boot_name() if boot is None else boot
         self._partials: dict[str, PartialBlob] = {}
+        self._gone: dict[Path, None] = {}
+        self._freeing = threading.Lock()
         self.verified: set[str] = set()
         self._make_folder()
         for left in self._listed():
-            if left.suffix == ".new":  # of one that was killed
+            if left.suffix in (".new", _GONE):  # of one that was killed
                 self._unlink(left)
 
     def path(self, sha256: str) -> Path:
@@ -138,8 +148,10 @@ class BlobStore:
         """
         return self.ref(self._add(iter((data,)), len(data)))
 
-    def add_file(self, path: Path, *, move: bool = False) -> BlobRef:
+    def add_file(self, path: Path, *, move: bool = False, sha256: str | None = None) -> BlobRef:
         """Keep a file's bytes durably under the name of their content. `move` takes the file itself where it can.
+
+        `sha256` is what its writer found while it wrote and synced it: such a file is moved without being read again.
 
         Raises:
             BlobError: if it is empty, too large or unreadable, or the disk does not take it.
@@ -149,9 +161,7 @@ class BlobStore:
             size = path.stat().st_size
             if move and size and path.stat().st_dev == self.folder.stat().st_dev:
                 self._check_total(size, str(path))
-                with path.open("rb") as file:
-                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                    os.fsync(file.fileno())
+                sha256 = sha256 or _synced_digest(path)
                 path.replace(self.path(sha256))
                 sync_folder(self.folder)
                 self.verified.add(sha256)
@@ -235,11 +245,19 @@ class BlobStore:
         """
         self._make_folder()
         free, needed = self._free_bytes(self.folder), needed_bytes + self._reserve_bytes
+        if free < needed and self._gone:
+            self.free_removed()
+            free = self._free_bytes(self.folder)
         if free < needed:
             raise BlobDiskError(
                 f"{what} needs {needed} bytes ({self._reserve_bytes} of them in reserve), {free} are free in "
                 f"{self.folder}: make room or move the folder"
             )
+
+    def free_removed(self) -> None:
+        """Free now what `later` would have freed."""
+        for path in list(self._gone):
+            self._free(path)
 
     def _make_folder(self) -> None:
         try:
@@ -281,12 +299,39 @@ class BlobStore:
     def _unlink(self, path: Path) -> None:
         self.verified.discard(path.name)
         try:
-            path.unlink(missing_ok=True)
+            if self.later is None or not self._hide(path):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise BlobDiskError(
                 f"cannot remove {path}: {error.strerror}. Make its folder writable, or remove it by hand"
             ) from None
 
+    def _hide(self, path: Path) -> bool:
+        """Take a file's name from it and have its space freed later; False where the disk does not let it."""
+        gone = path.with_name(path.name + _GONE)
+        try:
+            path.replace(gone)
+        except OSError:  # there is none, or a full disk has no room for another name
+            return False
+        assert self.later is not None
+        self._gone[gone] = None
+        self.later(bound(self._free, gone))
+        return True
+
+    def _free(self, path: Path) -> None:
+        """Runs in any thread. What the disk does not let go is tried again at the next start."""
+        with self._freeing, contextlib.suppress(OSError):  # who waits for room must wait for who is making it
+            path.unlink(missing_ok=True)
+        self._gone.pop(path, None)
+
     def _check_total(self, size: int, what: str) -> None:
         if not 0 < size <= self.max_bytes:
             raise BlobError(f"{what} has {size} bytes, 1 to {self.max_bytes} are taken")
+
+
+def _synced_digest(path: Path) -> str:
+    """The hash of a file's bytes, which are durable when it returns; raises OSError."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest

@@ -75,6 +75,7 @@ class BlobReceiver:
         self._worker = DiskWorker(wake)
         self.outcomes: deque[BlobWanted | BlobArrived | BlobFailed] = deque()
         store.in_use = self._in_use
+        store.later = None if wake is None else self._worker.spare
 
     def expect(self, ref: BlobRef, source: str | None, *, pushed: bool = False) -> None:
         """Receive this blob from an agent, or from the broadcast (None); go on where an earlier process stopped.
@@ -169,6 +170,8 @@ class BlobReceiver:
     def close(self) -> None:
         """Let go of all files; a later process goes on from them."""
         self._worker.close()
+        self._store.later = None
+        self._store.free_removed()
         for transfer in self._transfers.values():
             transfer.partial.close()
         self._transfers.clear()

@@ -34,6 +34,13 @@ class DiskWorker:
         self._endings.append((future, partial(ending, future.result)))
         future.add_done_callback(self._done)
 
+    def spare(self, job: Callable[[], None]) -> None:
+        """Do a job that nobody waits for and that raises nothing; one that is not begun at `close` is forgotten."""
+        if self._pool is None:
+            job()
+        else:
+            self._pool.submit(job)
+
     def settle(self) -> None:
         """Run the endings of the jobs that are done."""
         while self._endings and self._endings[0][0].done():

@@ -28,10 +28,10 @@ from fedpipe_wire.tensor_header import (
     NUMPY_DTYPES,
     TensorError,
     TensorSpec,
-    encode_header,
     read_header,
     spec_of,
 )
+from fedpipe_wire.tensor_writer import TensorWriter
 
 __all__ = [
     "MAX_HEADER_BYTES",
@@ -146,7 +146,7 @@ def check_tensors(header: Mapping[str, TensorSpec], expected: Mapping[str, Tenso
 
 
 class TensorFile:
-    """A safetensors file, read one tensor at a time.
+    """A safetensors file, read one tensor at a time; several threads may read at once.
 
     Raises:
         TensorError: if the header is malformed.
@@ -180,8 +180,7 @@ class TensorFile:
         if entry.spec.dtype not in NUMPY_DTYPES:
             raise TensorError(f"{name} is {entry.spec.dtype}, which numpy cannot hold: send F32")
         values = np.empty(entry.spec.shape, dtype=NUMPY_DTYPES[entry.spec.dtype])
-        self._file.seek(self._data + entry.begin)
-        got = self._file.readinto(values.reshape(-1).view(np.uint8).data)
+        got = _read_into(self._file.fileno(), values.reshape(-1).view(np.uint8).data, self._data + entry.begin)
         if got != entry.spec.nbytes:
             raise TensorError(f"{name}: expected {entry.spec.nbytes} bytes, got {got}: cut short")
         return values
@@ -214,75 +213,12 @@ class TensorFile:
         self.close()
 
 
-class TensorWriter:
-    """Writes a safetensors file tensor by tensor, in any order; the header comes from `spec`.
-
-    The file appears under its name when the `with` block ends well, synced to disk, whole; else not
-    at all. One writer per path at a time: the unfinished file is always `.<name>.part`.
-
-    Raises:
-        TensorError: if a tensor does not fit `spec`, comes twice or never.
-        OSError: if the disk refuses.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        spec: Mapping[str, TensorSpec],
-        *,
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        self._path = path
-        self._part = path.with_name(f".{path.name}.part")
-        self._spec = dict(spec)
-        header, self._begins = encode_header(self._spec, metadata)
-        self._left = set(self._spec)
-        self._file = self._part.open("wb")
-        self._file.write(header)
-
-    def write(self, name: str, values: NDArray[Any]) -> None:
-        """Put one tensor into its place.
-
-        Raises:
-            TensorError: if it is not of the declared form, or was written before.
-        """
-        if name not in self._left:
-            known = "written twice" if name in self._spec else "not declared"
-            raise TensorError(f"tensor {name!r} is {known}")
-        got = spec_of(values)
-        if got != self._spec[name]:
-            raise TensorError(f"{name}: expected {self._spec[name]}, got {got}")
-        self._file.seek(self._begins[name])
-        self._file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-        self._left.remove(name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._file.close()
-            self._part.unlink(missing_ok=True)
-
-    def _finish(self) -> None:
-        if self._left:
-            raise TensorError(f"{len(self._left)} tensors never written: {sorted(self._left)[:5]}")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._part.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+def _read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill a buffer from a place in a file, without moving anybody's place in it; how much there was."""
+    got = 0
+    while got < len(buffer) and (more := os.preadv(descriptor, [buffer[got:]], offset + got)):
+        got += more
+    return got
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:

@@ -45,12 +45,14 @@ from fedpipe_agent.state import (
     without_trainer,
 )
 from fedpipe_wire.messages import (
+    Ahead,
     EndTask,
     EvaluateTask,
     Failed,
     IdleTask,
     Refused,
     Task,
+    Trained,
     TrainTask,
 )
 
@@ -119,6 +121,8 @@ def _welcomed(state: AgentState, now: float) -> Outcome:
 def _task_came(state: AgentState, task: Task, now: float) -> Outcome:
     if isinstance(task, EndTask):
         return _ended(state, task)
+    if task.epoch > state.memory.epoch:
+        return _of_newer_epoch(state, task, now)
     memory = state.memory
     if task.run in memory.ended:
         return state, (Log(f"run {task.run} is over here, {task.type} of it is not worked on"),)
@@ -126,7 +130,7 @@ def _task_came(state: AgentState, task: Task, now: float) -> Outcome:
     known = memory.done.get(key)
     if known is not None and not _deserves_another_try(state, task):
         return state, tuple(Say(message) for message in known)
-    if _is_stale(state, rank):
+    if _is_stale(state, task):
         return _stale(state, task)
     state = state.remembering(newest=rank)
     if known is None and state.task is not None and task_key(state.task) == key:
@@ -148,15 +152,40 @@ def _refuse(task: Task, reason: str) -> tuple[Say, Log]:
 
 
 def _deserves_another_try(state: AgentState, task: Task) -> bool:
-    """Whether a task that failed here is asked for in a newer attempt of the same round."""
-    if not isinstance(task, TrainTask) or not isinstance(state.memory.done[task_key(task)][-1], Failed):
+    """Whether a task that failed here, or whose update is not here any more, is asked for in a newer attempt."""
+    last = state.memory.done[task_key(task)][-1]
+    lost = isinstance(last, Trained) and last not in state.memory.outbox
+    if not isinstance(task, TrainTask) or not (lost or isinstance(last, Failed)):
         return False
     return state.memory.newest is None or task_rank(task) > state.memory.newest
 
 
-def _is_stale(state: AgentState, rank: tuple[str, int, int, int]) -> bool:
+def _of_newer_epoch(state: AgentState, task: Work | IdleTask, now: float) -> Outcome:
+    """A coordinator that was started anew: what it asks for counts, also where it went back in time meanwhile."""
+    memory, rank, key = state.memory, task_rank(task), task_key(task)
+    newest, said = memory.newest, memory.done.get(key, ())
+    state = state.remembering(epoch=task.epoch)
+    if said and isinstance(said[-1], Trained) and said[-1] not in memory.outbox:
+        # It was acknowledged, and is asked for again all the same: it must be made anew.
+        done = {name: results for name, results in memory.done.items() if name != key}
+        mine = state.task is not None and task_key(state.task) == key
+        state = (state.empty_handed() if mine else state).remembering(done=done)
+    back = newest is not None and newest[0] == task.run and rank < newest
+    if not back and task.run not in memory.ended:
+        return _task_came(state, task, now)
+    seen = newest[2] if back and newest is not None else 0
+    ended = tuple(run for run in memory.ended if run != task.run)
+    state, actions = _task_came(state.remembering(newest=rank if back else newest, ended=ended), task, now)
+    behind = f"the coordinator has gone back in time: {task.type} of round {task_round(task)} came, this agent was at "
+    behind += f"round {seen}" if back else "the end of the run"
+    return state, (Say(Ahead(run=task.run, round=seen)), Log(behind), *actions)
+
+
+def _is_stale(state: AgentState, task: Work | IdleTask) -> bool:
     newest = state.memory.newest
-    return newest is not None and newest[0] == rank[0] and rank < newest
+    if newest is None or newest[0] != task.run:
+        return False
+    return task.epoch < state.memory.epoch or task_rank(task) < newest
 
 
 def _stale(state: AgentState, task: Task) -> Outcome:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from fedpipe_agent.trainer_protocol import TrainedReply
-from fedpipe_profiles.values import Value
+from fedpipe_profiles.values import Count, Value
 from fedpipe_wire.messages import Evaluated, Failed, Scored, Survey, Task, Trained
 from fedpipe_wire.moments import Moment, rebased
 
@@ -61,6 +61,7 @@ class Memory(Value):
     newest: tuple[str, int, int, int] | None = Field(
         default=None, description="run, stage, round and attempt of the newest task that came, refused ones too"
     )
+    epoch: Count = Field(default=0, description="the newest start of the coordinator that gave a task")
     ended: tuple[str, ...] = Field(default=(), description="the runs that ended last; their late tasks are not begun")
     done: dict[str, tuple[Annotated[Result, Field(discriminator="type")], ...]] = Field(
         default_factory=dict, description="the results of tasks already worked on, by task key"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fedpipe_coordinator.exchange import Exchange
 from fedpipe_coordinator.registry import LetIn, Registry, Turned
-from fedpipe_coordinator.run_events import AgentOffline, AgentOnline, Heard
+from fedpipe_coordinator.run_events import AgentOffline, AgentOnline, Heard, Report
 from fedpipe_coordinator.store import Store
 from fedpipe_coordinator.watchers import Watchers
 from fedpipe_wire.messages import (
@@ -15,14 +15,9 @@ from fedpipe_wire.messages import (
     AgentMessage,
     BlobMissing,
     EndTask,
-    Evaluated,
-    Failed,
     Presence,
     Profile,
     Progress,
-    Refused,
-    Scored,
-    Survey,
     Trained,
     TurnedAway,
     Welcome,
@@ -98,7 +93,7 @@ class Reception:
         self._store.save_profile(message.profile)
         return self._registry.profile(agent, message.profile)
 
-    def _unknown_run(self, agent: str, message: Survey | Scored | Evaluated | Trained | Refused | Failed) -> None:
+    def _unknown_run(self, agent: str, message: Report) -> None:
         """A report of a run that this coordinator never had: its agent need not hold on to it."""
         reason = f"this coordinator knows no run {message.run}"
         self._log(f"agent {agent} reports of a run that is not known here: {message.run}")

@@ -55,8 +55,21 @@ class RecordKeeper:
         if state.open or self._store.lines(state.run):
             self._trail.open(state.run)
         if state.open:
+            self._look_back(state)
             with contextlib.suppress(RecordError):  # told when the run next writes there
                 self._mend(state, self._folder(state.run))
+
+    def _look_back(self, state: RunState) -> None:
+        """Say it where the store is older than the run's own records, for nothing in the store itself shows that."""
+        missing = self._trail.missing(state.run)
+        if missing:
+            text = (
+                f"the coordinator's store has gone back in time: {AUDIT} tells of {missing} more steps than it knows. "
+                f"It was restored from a backup, or its disk lost what was written last. The run goes on from round "
+                f"{state.round} ({state.phase}); updates that were acknowledged since then may be lost"
+            )
+            self._log(f"{state.run}: {text}")
+            self.store(state, (Note("went-back", text, None, state.round, {"missing": missing}),))
 
     def untold(self, state: RunState) -> bool:
         """Whether a run is over and its folder does not say so: a kill came between the two."""

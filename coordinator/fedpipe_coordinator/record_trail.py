@@ -40,6 +40,11 @@ class RecordTrail:
         self._waiting[run] = [line for line in left if line.number > written[line.file]]
         self._last[run] = max([written[AUDIT], *(line.number for line in left if line.file == AUDIT)])
 
+    def missing(self, run: str) -> int:
+        """How many lines of the audit record the store does not know of: with them it has lost what they tell."""
+        known = self._store.last_line(run, AUDIT)
+        return 0 if known is None else max(0, self._folder(run).last_number(AUDIT, _KEYS[AUDIT]) - known)
+
     def note(self, run: str, note: Note) -> Line:
         """The next line of a run's audit record; it counts once it is stored."""
         if run not in self._last:  # its records were complete; an agent spoke of it again

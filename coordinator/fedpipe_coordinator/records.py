@@ -140,8 +140,9 @@ class RunFolder:
         return self.path / "merged"
 
     def rounds(self) -> list[dict[str, Any]]:
-        """The rounds recorded so far, as far as they can be read."""
-        return self.lines(ROUNDS)
+        """The rounds recorded so far, as far as they can be read; of one that was done again, the last record."""
+        last = {line["round"]: line for line in self.lines(ROUNDS)}
+        return [last[round_] for round_ in sorted(last)]
 
     def audit(self) -> list[dict[str, Any]]:
         """The decisions recorded so far, as far as they can be read."""

@@ -6,16 +6,34 @@ round, or one that came before, changes nothing.
 
 from fedpipe_coordinator import late
 from fedpipe_coordinator.metrics import metrics_data, metrics_text
-from fedpipe_coordinator.run_events import Fetch, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
+from fedpipe_coordinator.run_events import Fetch, Report, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.telling import REPLACED, acknowledge, decline, remember
-from fedpipe_wire.messages import Evaluated, Failed, Refused, Trained
+from fedpipe_wire.messages import Ahead, Evaluated, Failed, Refused, Scored, Survey, Trained
 
 MEMORY_BACKOFF = 0.8
 MAX_MEASUREMENTS = 16
 MAX_REPLACED = 4
 _WORKING = ("asked", "offered", "gone")
+
+
+def look_ahead(work: Step, name: str, message: Report) -> None:
+    """Say it aloud when an agent speaks of a round that this run has not come to: the coordinator went back in time."""
+    state = work.state
+    if isinstance(message, Survey | Scored) or message.round <= state.ahead:
+        return
+    if message.round <= state.round and not isinstance(message, Ahead):
+        return
+    if isinstance(message, Evaluated | Refused | Failed) and message.round == state.round + 1:
+        return  # of the last adapter
+    work.update(ahead=message.round)
+    text = (
+        f"the coordinator has gone back in time: {name} has worked for round {message.round}, this run is at round "
+        f"{state.round}. Its store was restored from a backup, or its disk lost what was written last. The run goes on "
+        "from here; updates of later rounds are lost, acknowledged or not"
+    )
+    work.note("went-back", text, agent=name, data={"seen": message.round})
 
 
 def on_evaluated(work: Step, member: Member, message: Evaluated) -> None:
@@ -74,6 +92,8 @@ def _replaced(work: Step, member: Member, message: Trained) -> tuple[Trained, ..
 
 def _unwanted(state: RunState, member: Member, message: Trained) -> str | None:
     """Why an update is not taken, or None if it is."""
+    if message.round > state.round:
+        return f"round {message.round} is not known here any more, the run has gone back to round {state.round}"
     if state.phase != "training" or message.round != state.round:
         return f"round {message.round} is over, the run is at round {state.round} ({state.phase})"
     if member.standing == "accepted" and member.trained is not None:

@@ -13,16 +13,18 @@ _TIMES = ("phase_began", "round_began", "missed_since")
 """What of a run's times lies in the past; the rest is set anew by `resume`."""
 
 
-def rebase(state: RunState, then: Moment | None, now: Moment) -> RunState:
+def rebase(state: RunState, then: Moment | None, now: Moment, epoch: int = 0) -> RunState:
     """A stored run, its times in the monotonic seconds of this process.
 
     Args:
         state: As it was stored.
         then: When it was stored; None where an earlier version did not write that down: its phase then begins anew.
         now: This moment.
+        epoch: Of this start of the coordinator.
     """
     if not state.open:
         return state
+    state = state.model_copy(update={"epoch": max(epoch, state.epoch)})
     if then is None or not state.members:  # who waited for the run before it, or for agents, goes on waiting
         return state.model_copy(update=dict.fromkeys(_known(state), now.monotonic_s))
     return state.model_copy(update={name: rebased(at_s, then, now) for name, at_s in _known(state).items()})

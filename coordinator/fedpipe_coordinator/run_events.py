@@ -10,6 +10,7 @@ from fedpipe_coordinator.run_state import RoundResult
 from fedpipe_profiles.plan import NoPlan, Plan
 from fedpipe_wire.messages import (
     Ack,
+    Ahead,
     BlobRef,
     Evaluated,
     Failed,
@@ -20,6 +21,9 @@ from fedpipe_wire.messages import (
     Task,
     Trained,
 )
+
+Report = Survey | Scored | Evaluated | Trained | Refused | Failed | Ahead
+"""What an agent says of a run."""
 
 # --- events -----------------------------------------------------------------------------------------------------
 
@@ -49,7 +53,7 @@ class Heard:
     """An agent reported."""
 
     agent: str
-    message: Survey | Scored | Evaluated | Trained | Refused | Failed
+    message: Report
 
 
 @dataclass(frozen=True, slots=True)

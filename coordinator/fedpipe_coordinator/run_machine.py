@@ -36,6 +36,7 @@ from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import SCORE_GRACE_S, score_task
 from fedpipe_profiles.contribution import average_contributions
 from fedpipe_wire.messages import (
+    Ahead,
     EndTask,
     Evaluated,
     Failed,
@@ -140,6 +141,8 @@ def _heard(work: Step, event: Heard) -> None:
     member = work.state.members.get(event.agent)
     if member is None:
         return
+    reports.look_ahead(work, event.agent, event.message)
+    member = work.state.members[event.agent]
     match event.message:
         case Survey():
             membership.on_surveyed(work, member, event.message)
@@ -153,6 +156,8 @@ def _heard(work: Step, event: Heard) -> None:
             reports.on_evaluated(work, member, event.message)
         case Trained():
             reports.on_trained(work, member, event.message)
+        case Ahead():
+            pass
 
 
 # --- going on ---------------------------------------------------------------------------------------------------

@@ -159,6 +159,8 @@ class RunState(Value):
 
     run: str
     job: Job
+    epoch: NonNegativeInt = Field(default=0, description="of the coordinator's start that works on it, told with tasks")
+    ahead: NonNegativeInt = Field(default=0, description="the latest round beyond its own that an agent spoke of")
     phase: Phase
     round: NonNegativeInt = 0
     members: dict[str, Member]

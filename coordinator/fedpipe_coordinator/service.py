@@ -77,8 +77,8 @@ class Service:
         self.federation = federation
         self.registry = Registry(store.profiles())
         self.watchers = Watchers()
-        now, saved = read_moment(), store.moments()
-        self.runs = {state.run: rebase(state, saved.get(state.run), now) for state in store.runs()}
+        now, saved, self._epoch = read_moment(), store.moments(), store.begin_epoch()
+        self.runs = {state.run: rebase(state, saved.get(state.run), now, self._epoch) for state in store.runs()}
         self._exchange = exchange
         self._log = log
         self._reception = Reception(store, self.registry, exchange, self.watchers, log, self.runs.__contains__)
@@ -257,7 +257,7 @@ class Service:
             RecordError: if the run's folder cannot be written, or holds another run.
         """
         run = make_run_id(job.job.name, datetime.now(UTC), secrets.token_bytes(2))
-        state = RunState(run=run, job=job, phase="surveying", members={}, phase_began=time.monotonic(), folder=folder)
+        state = RunState(run=run, job=job, phase="surveying", members={}, epoch=self._epoch, folder=folder)
         folder_of(state, self.home).claim()
         self._become(state, state, (Note("run-began", f"job {job.job.name}: {job.job.model} on {job.data.dataset}"),))
         self._start_next()

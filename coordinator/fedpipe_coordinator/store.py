@@ -71,6 +71,17 @@ class Store(Protocol):
         """A number that was never given before, also before a restart."""
         ...
 
+    def begin_epoch(self) -> int:
+        """The number of this start, above all earlier ones, also where the store was restored from a backup.
+
+        For that it is not below the seconds of the wall clock.
+        """
+        ...
+
+    def last_line(self, run: str, file: str) -> int | None:
+        """The number of the last line ever saved of a file; None where it was not written down."""
+        ...
+
     def close(self) -> None:
         """Free the store."""
         ...
@@ -165,6 +176,8 @@ class SqliteStore:
                     "INSERT OR IGNORE INTO lines (run, file, number, text) VALUES (?, ?, ?, ?)",
                     (state.run, line.file, line.number, line.text),
                 )
+                counter = _lines_of(state.run, line.file), line.number
+                self._db.execute("INSERT OR REPLACE INTO counters (name, value) VALUES (?, ?)", counter)
             moment = self._moment()
             self._db.execute(
                 "INSERT OR REPLACE INTO moments (run, boot, monotonic_s, wall_s) VALUES (?, ?, ?, ?)",
@@ -224,6 +237,20 @@ class SqliteStore:
         self._counter += 1
         return self._counter
 
+    def begin_epoch(self) -> int:
+        """See `Store`."""
+        (row,) = self._execute(
+            "INSERT INTO counters (name, value) VALUES ('epoch', ?) "
+            "ON CONFLICT (name) DO UPDATE SET value = max(value + 1, excluded.value) RETURNING value",
+            (max(1, int(self._moment().wall_s)),),
+        )
+        return int(row[0])
+
+    def last_line(self, run: str, file: str) -> int | None:
+        """See `Store`."""
+        rows = self._execute("SELECT value FROM counters WHERE name = ?", (_lines_of(run, file),))
+        return int(rows[0][0]) if rows else None
+
     def close(self) -> None:
         """See `Store`."""
         self._db.close()
@@ -247,6 +274,11 @@ class SqliteStore:
     def _execute(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         with _as_store_error():
             return self._db.execute(sql, values)
+
+
+def _lines_of(run: str, file: str) -> str:
+    """The counter of a file's lines; names of runs hold no space."""
+    return f"line {run} {file}"
 
 
 def _same_but_members(one: RunState, other: RunState) -> bool:

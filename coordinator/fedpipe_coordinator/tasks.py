@@ -47,7 +47,9 @@ def _round_task(state: RunState, member: Member) -> Task | None:
         return None
     if state.phase == "training":
         if member.no_plan is not None:
-            return IdleTask(run=state.run, round=state.round, attempt=state.missed, no_plan=member.no_plan)
+            return IdleTask(
+                run=state.run, epoch=state.epoch, round=state.round, attempt=state.missed, no_plan=member.no_plan
+            )
         if (
             member.plan is not None
             and member.plan.round == state.round
@@ -57,6 +59,7 @@ def _round_task(state: RunState, member: Member) -> Task | None:
     if state.phase == "evaluating" and member.plan is not None and member.standing in ("asked", "gone"):
         return EvaluateTask(
             run=state.run,
+            epoch=state.epoch,
             round=state.round + 1,
             terms=job_terms(state.job),
             labels=state.labels,
@@ -72,6 +75,7 @@ def train_task(state: RunState, member: Member) -> TrainTask | None:
         return None
     return TrainTask(
         run=state.run,
+        epoch=state.epoch,
         round=state.round,
         attempt=state.missed,
         terms=job_terms(state.job),
@@ -85,6 +89,7 @@ def score_task(state: RunState) -> ScoreTask:
     """The task to score all weights."""
     return ScoreTask(
         run=state.run,
+        epoch=state.epoch,
         terms=job_terms(state.job),
         labels=state.labels,
         batches=state.job.train.score_batches,
@@ -94,4 +99,4 @@ def score_task(state: RunState) -> ScoreTask:
 
 def survey_task(state: RunState) -> SurveyTask:
     """The task to look at model and data."""
-    return SurveyTask(run=state.run, terms=job_terms(state.job))
+    return SurveyTask(run=state.run, epoch=state.epoch, terms=job_terms(state.job))

@@ -32,6 +32,8 @@ class Kept:
         self.lines: dict[tuple[str, str, int], str] = {}
         self.moments: dict[str, Moment] = {}
         self.counter = 0
+        self.epoch = 0
+        self.last_lines: dict[tuple[str, str], int] = {}
 
 
 class MemoryStore:
@@ -48,6 +50,7 @@ class MemoryStore:
         self._kept.moments[state.run] = self._moment()
         for line in lines:
             self._kept.lines.setdefault((state.run, line.file, line.number), line.text)
+            self._kept.last_lines[state.run, line.file] = line.number
 
     def lines(self, run: str) -> list[Line]:
         found = sorted(key for key in self._kept.lines if key[0] == run)
@@ -71,6 +74,13 @@ class MemoryStore:
         self._kept.counter += 1
         return self._kept.counter
 
+    def begin_epoch(self) -> int:
+        self._kept.epoch = max(self._kept.epoch + 1, int(self._moment().wall_s))
+        return self._kept.epoch
+
+    def last_line(self, run: str, file: str) -> int | None:
+        return self._kept.last_lines.get((run, file))
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -90,6 +100,27 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]
     yield open_
     for store in opened:
         store.close()
+
+
+def test_every_start_is_above_all_earlier_ones_and_not_below_the_clock(open_store: Open) -> None:
+    def at(wall_s: float) -> int:
+        return open_store(lambda: Moment("boot", 0.0, wall_s)).begin_epoch()
+
+    first = at(1000.7)
+    assert first == 1000
+    assert at(1000.9) == 1001
+    assert at(10.0) == 1002, "a clock that was set back"
+    assert at(5000.0) == 5000, "a backup of any earlier day"
+
+
+def test_the_number_of_the_last_line_is_known_when_the_line_is_forgotten(open_store: Open) -> None:
+    store = open_store()
+    state = begin()
+    assert store.last_line(state.run, "audit.jsonl") is None
+    store.save_run(state, [Line("audit.jsonl", number, "{}") for number in (1, 2, 3)])
+    store.forget_lines(state.run, "audit.jsonl", 3)
+    assert open_store().last_line(state.run, "audit.jsonl") == 3
+    assert open_store().last_line(state.run, "rounds.jsonl") is None
 
 
 def _states() -> list[RunState]:

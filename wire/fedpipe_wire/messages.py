@@ -15,6 +15,7 @@ from fedpipe_profiles.device import DeviceProfile
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import NoPlan, Plan, StepMeasurement
 from fedpipe_profiles.values import (
+    MAX_COUNT,
     MAX_SIZE,
     Bytes,
     Count,
@@ -33,6 +34,10 @@ MAX_MESSAGE_BYTES = 1_000_000
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 Text = Annotated[str, Field(max_length=4000)]
+Epoch = Annotated[
+    int,
+    Field(ge=0, le=MAX_COUNT, description="which start of the coordinator; in a newer one, rounds may go back"),
+]
 
 
 class MessageError(ValueError):
@@ -173,6 +178,17 @@ class Failed(Value):
     peak_bytes: Bytes = 0
 
 
+class Ahead(Value):
+    """The agent was given a task that lies before those it had: the coordinator has gone back in time, and must say so.
+
+    The agent works on the task all the same.
+    """
+
+    type: Literal["ahead"] = "ahead"
+    run: RunId
+    round: Size = Field(description="the latest that this agent was given a task of")
+
+
 class BlobMissing(Value):
     """Asks for the chunks of a broadcast blob whose bit is set (base64; bit i of byte i // 8, lowest first)."""
 
@@ -181,7 +197,9 @@ class BlobMissing(Value):
     bitmap: str = Field(max_length=200_000)
 
 
-AgentMessage = Presence | Profile | Survey | Scored | Progress | Evaluated | Trained | Refused | Failed | BlobMissing
+AgentMessage = (
+    Presence | Profile | Survey | Scored | Progress | Evaluated | Trained | Refused | Failed | Ahead | BlobMissing
+)
 
 
 # --- coordinator to agent ---------------------------------------------------------------------------------------
@@ -192,6 +210,7 @@ class SurveyTask(Value):
 
     type: Literal["survey-task"] = "survey-task"
     run: RunId
+    epoch: Epoch = 0
     terms: JobTerms
 
 
@@ -200,6 +219,7 @@ class ScoreTask(Value):
 
     type: Literal["score-task"] = "score-task"
     run: RunId
+    epoch: Epoch = 0
     terms: JobTerms
     labels: tuple[str, ...] = Field(default=(), max_length=10_000)
     batches: PositiveCount
@@ -211,6 +231,7 @@ class TrainTask(Value):
 
     type: Literal["train-task"] = "train-task"
     run: RunId
+    epoch: Epoch = 0
     round: PositiveSize
     attempt: Size = Field(default=0, description="how often this round was begun before")
     terms: JobTerms
@@ -224,6 +245,7 @@ class EvaluateTask(Value):
 
     type: Literal["evaluate-task"] = "evaluate-task"
     run: RunId
+    epoch: Epoch = 0
     round: PositiveSize
     terms: JobTerms
     labels: tuple[str, ...] = Field(default=(), max_length=10_000)
@@ -236,6 +258,7 @@ class IdleTask(Value):
 
     type: Literal["idle-task"] = "idle-task"
     run: RunId
+    epoch: Epoch = 0
     round: PositiveSize
     attempt: Size = Field(default=0, description="as in `TrainTask`")
     no_plan: NoPlan
@@ -324,6 +347,7 @@ AGENT_CHANNELS: Mapping[type[Value], str] = {
     Trained: "report",
     Refused: "report",
     Failed: "report",
+    Ahead: "report",
     BlobMissing: "report",
 }
 COORDINATOR_CHANNELS: Mapping[type[Value], str] = {

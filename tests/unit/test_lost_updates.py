@@ -21,9 +21,9 @@ from fedpipe_coordinator.run_state import RunState
 from fedpipe_wire.messages import Ack
 
 
-def _closed(**rounds: int) -> Drive:
+def _closed(min_agents: int = 1) -> Drive:
     """A round that is closed with the updates of a and b."""
-    drive = training("a", "b", **{"number": 3, **rounds})
+    drive = training("a", "b", number=3, min_agents=min_agents)
     finish(drive, "a")
     finish(drive, "b")
     assert drive.phase == "aggregating"

@@ -136,10 +136,12 @@ def _patch_agent(name: str, seams: Seams, seams_path: Path) -> None:
 
 
 def _patch_coordinator_trace(trace: Trace) -> None:
-    from fedpipe_coordinator import work  # noqa: PLC0415 - only the coordinator has it
+    from fedpipe_coordinator import adapter_making, work  # noqa: PLC0415 - only the coordinator has it
 
-    for name in ("make_plans", "aggregate", "aggregate_files", "take_in"):
-        replace(work, name, trace.around(f"work-{name}", getattr(work, name)))
+    traced = {work: ("make_plans", "aggregate"), adapter_making: ("aggregate_files", "take_in")}
+    for module, names in traced.items():
+        for name in names:
+            replace(module, name, trace.around(f"work-{name}", getattr(module, name)))
 
 
 def _install_hooks(kind: Kind, name: str, folder: Path) -> None:
@@ -150,9 +152,10 @@ def _install_hooks(kind: Kind, name: str, folder: Path) -> None:
     label = f"{kind}-{name}"
     witness = Witness(folder / f"{label}.said")
     if kind == "coordinator":
-        from fedpipe_coordinator import work  # noqa: PLC0415 - only the coordinator has it
+        from fedpipe_coordinator import adapter_making  # noqa: PLC0415 - only the coordinator has it
 
-        replace(work, "aggregate_files", witness.of_aggregation(vars(work)["aggregate_files"]))
+        whole = vars(adapter_making)["aggregate_files"]
+        replace(adapter_making, "aggregate_files", witness.of_aggregation(whole))
     install(Hooks(kind, OrderFile(folder / f"{label}.order"), folder / f"{label}.hits"), witness.published)
 
 

@@ -69,6 +69,11 @@ class Actor:
                     self._later(state, refused)
             case StopFetch():
                 self.intake.stop(action)
+            case BroadcastAdapter(ref) if ref.sha256 not in self._blobs.verified:
+                folder, blobs = self._folder(state.run), self._blobs
+                self.worker.do(
+                    state.run, lambda: work.check(state, action, blobs, folder.path), phase_failed(state.phase)
+                )
             case BroadcastAdapter(ref, round_):
                 self._exchange.broadcast_blob(ref)
                 self._exchange.announce(RunStateMessage(run=state.run, state=state.phase, round=round_, adapter=ref))

@@ -61,6 +61,7 @@ def resume(state: RunState, now: float) -> tuple[RunState, tuple[RunAction, ...]
             "planning_asked": False,
             "resumed_at": now,
             "work_at": None,
+            "missing": (),
             "note": "",
         }
     )

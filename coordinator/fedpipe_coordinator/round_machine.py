@@ -4,13 +4,16 @@ Part of the pure machine of `run_machine.py`. A round ends when every planned ag
 passed; it never waits for an agent whose update is not on its way.
 """
 
-from fedpipe_coordinator import late, membership, reports
+from fedpipe_coordinator import late, lost_updates, membership, reports
 from fedpipe_coordinator.metrics import combine_metrics, metrics_data, metrics_text
 from fedpipe_coordinator.planning_machine import begin_planning, on_planned
 from fedpipe_coordinator.run_events import (
+    AdapterChecked,
     Aggregated,
     BroadcastAdapter,
+    Damaged,
     Export,
+    Exported,
     Planned,
     SaveRound,
     UpdateDelayed,
@@ -32,15 +35,33 @@ PAUSES_S = (10.0, 30.0, 60.0)
 """Before the second attempt, the third, and each one after it."""
 
 
-def on_work(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed | Planned | Aggregated) -> None:
-    """Something that the service was asked for is done."""
+def on_work(work: Step, event: AdapterChecked | Planned | Aggregated | Damaged | Exported) -> None:
+    """Something that the service was asked for is done, or cannot be."""
     match event:
+        case AdapterChecked(ref, round_):
+            if work.state.adapter == ref and work.state.phase in ("training", "evaluating"):
+                work.do(BroadcastAdapter(ref, round_))
         case Planned():
             on_planned(work, event)
-        case UpdateStored() | UpdateRejected() | UpdateDelayed():
-            reports.on_outcome(work, event)
         case Aggregated():
             _aggregated(work, event)
+        case Damaged():
+            if work.state.phase == "aggregating" and event.round == work.state.round:
+                _aggregate_again(work, complete=lost_updates.on_damaged(work, event))
+        case Exported(paths):
+            if work.state.phase == "exporting":
+                work.update(note="", work_at=None)
+                work.to("done")
+                work.note("run-done", "the run is done", data={"paths": paths})
+                work.end_all("the run is done")
+
+
+def on_outcome(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed) -> None:
+    """What became of an update that was to be fetched."""
+    if lost_updates.is_missing(work.state, event):
+        _aggregate_again(work, complete=lost_updates.on_outcome(work, event))
+    else:
+        reports.on_outcome(work, event)
 
 
 def finish_training(work: Step) -> None:
@@ -57,7 +78,7 @@ def finish_training(work: Step) -> None:
         return
     accepted = late.aggregation(work.state).updates
     _close_previous(work)
-    if len(accepted) >= 1 and len(accepted) >= min(state.job.rounds.min_agents, _planned_count(state)):
+    if _enough(state, len(accepted)):
         late.close(work)
         _leave_the_rest(work, closed=True)
         work.update(missed=0, missed_since=None, pause_s=0.0)
@@ -66,6 +87,22 @@ def finish_training(work: Step) -> None:
         return
     _leave_the_rest(work, closed=False)
     repeat(work, len(accepted))
+
+
+def _aggregate_again(work: Step, *, complete: bool) -> None:
+    """Aggregate what is left of a round's updates, once none is awaited; what is lost may leave too few."""
+    if not complete:
+        return
+    action = late.aggregation(work.state)
+    if _enough(work.state, len(action.updates)):
+        work.do(action)
+    else:
+        repeat(work, len(action.updates))
+
+
+def _enough(state: RunState, updates: int) -> bool:
+    """Whether so many updates make a round."""
+    return updates >= max(1, min(state.job.rounds.min_agents, _planned_count(state)))
 
 
 def repeat(work: Step, updates: int) -> None:

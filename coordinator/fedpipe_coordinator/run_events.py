@@ -114,6 +114,26 @@ class Aggregated:
 
 
 @dataclass(frozen=True, slots=True)
+class Damaged:
+    """Updates of a round that were accepted are not here any more, as (agent, blob name).
+
+    `useless` are late ones that are of no use, for the adapter that they were trained from is not here.
+    """
+
+    round: int
+    updates: tuple[tuple[str, str], ...]
+    useless: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterChecked:
+    """A global adapter of an earlier process is whole, and may be sent to all."""
+
+    ref: BlobRef
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exported:
     """The final adapter lies where people can use it."""
 
@@ -152,6 +172,8 @@ RunEvent = (
     | UpdateDelayed
     | Planned
     | Aggregated
+    | Damaged
+    | AdapterChecked
     | Exported
     | WorkFailed
     | WorkDelayed

@@ -12,9 +12,12 @@ from fedpipe_coordinator.base_model import base_identity, commonest_base, with_l
 from fedpipe_coordinator.config import MIN_LABELS
 from fedpipe_coordinator.message_room import labels_problem
 from fedpipe_coordinator.run_events import (
+    AdapterChecked,
     AgentOffline,
     AgentOnline,
     Aggregated,
+    BroadcastAdapter,
+    Damaged,
     Export,
     Exported,
     Heard,
@@ -84,14 +87,10 @@ def _dispatch(work: Step, event: RunEvent) -> None:
             _heard(work, event)
         case Unfit():
             membership.leave_out(work, event.agent, event.reason)
-        case UpdateStored() | UpdateRejected() | UpdateDelayed() | Planned() | Aggregated():
+        case UpdateStored() | UpdateRejected() | UpdateDelayed():
+            round_machine.on_outcome(work, event)
+        case AdapterChecked() | Planned() | Aggregated() | Damaged() | Exported():
             round_machine.on_work(work, event)
-        case Exported():
-            if work.state.phase == "exporting":
-                work.update(note="", work_at=None)
-                work.to("done")
-                work.note("run-done", "the run is done", data={"paths": event.paths})
-                work.end_all("the run is done")
         case WorkFailed():
             work.fail(f"{event.work}: {event.reason}")
         case WorkDelayed():
@@ -120,6 +119,8 @@ def _work_again(work: Step) -> None:
         work.do(late.aggregation(state))
     elif state.phase == "exporting":
         work.do(Export())
+    elif state.phase in ("training", "evaluating") and state.adapter is not None:
+        work.do(BroadcastAdapter(state.adapter, state.round + (state.phase == "evaluating")))
 
 
 def _after_the_end(work: Step, event: RunEvent) -> None:

@@ -178,6 +178,9 @@ class RunState(Value):
     missed_since: float | None = Field(default=None, description="when the first of them was given up")
     pause_s: float = Field(default=0.0, description="the next attempt is not planned before this much of the phase")
     work_at: float | None = Field(default=None, description="the phase's work was put off, and is asked again then")
+    missing: tuple[tuple[str, str], ...] = Field(
+        default=(), description="agent and name of accepted updates that this disk has lost, and that are asked again"
+    )
     pending: RoundResult | None = None
     best_loss: float | None = None
     stale_rounds: NonNegativeInt = 0

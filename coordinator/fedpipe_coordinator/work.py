@@ -9,22 +9,28 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from fedpipe_coordinator.aggregate import UpdateFile, aggregate_files
+from fedpipe_coordinator.adapter_making import first_adapter, next_adapter
+from fedpipe_coordinator.aggregate import UpdateFile
 from fedpipe_coordinator.components import draw_components
-from fedpipe_coordinator.global_adapter import initial_adapter
 from fedpipe_coordinator.merging import Merger, WorkError
 from fedpipe_coordinator.peft_format import write_peft_adapter
 from fedpipe_coordinator.records import RunFolder
-from fedpipe_coordinator.run_events import Aggregate, Aggregated, Exported, MakePlans, Planned
+from fedpipe_coordinator.run_events import (
+    AdapterChecked,
+    Aggregate,
+    Aggregated,
+    BroadcastAdapter,
+    Damaged,
+    Exported,
+    MakePlans,
+    Planned,
+)
 from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.soundness import check_adapter, damage
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_profiles.planner import plan_round
 from fedpipe_profiles.problem import DeviceProblem, JobProblem
 from fedpipe_wire.blob_files import BlobStore
-from fedpipe_wire.messages import BlobRef
-
-ROW_NORM = 1.0
-"""Norm of the rows of A (the constant c): with orthonormal rows at 1, one constant fits every width."""
 
 
 def make_plans(
@@ -34,7 +40,7 @@ def make_plans(
     if state.shape is None:
         raise WorkError(f"run {state.run} has no model shape: no agent was surveyed")
     job = state.job
-    adapter = state.adapter or _first_adapter(state, blobs, folder)
+    adapter = check_adapter(state, blobs, folder) if state.adapter else first_adapter(state, blobs, folder)
     problem = JobProblem(
         shape=state.shape,
         curves=state.curves,
@@ -86,31 +92,12 @@ def _device(state: RunState, name: str, profile: DeviceProfile) -> DeviceProblem
     )
 
 
-def _first_adapter(state: RunState, blobs: BlobStore, folder: Path) -> BlobRef:
-    assert state.shape is not None
-    path = folder / "adapter-0.safetensors"
-    blobs.check_room(4 * _adapter_numbers(state), "the first global adapter")
-    initial_adapter(
-        path,
-        state.shape,
-        tuple(weight.name for weight in state.shape.weights),
-        state.job.adapter.global_rank,
-        seed=state.job.job.seed,
-        row_norm=ROW_NORM,
-    )
-    return take_in(blobs, path)
-
-
-def take_in(blobs: BlobStore, path: Path, sha256: str | None = None) -> BlobRef:
-    """Move a file into the blob store under its content's name; `sha256` where whoever wrote and synced it knows it."""
-    return blobs.add_file(path, move=True, sha256=sha256)
-
-
-def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path) -> Aggregated:
-    """Make the next global adapter of the accepted updates."""
-    if state.adapter is None or state.shape is None:
-        raise WorkError(f"run {state.run} has no global adapter to add updates to")
-    _require(blobs, state.adapter.sha256, *action.updates.values(), *action.late.values())
+def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path) -> Aggregated | Damaged:
+    """Make the next global adapter of the accepted updates, or say which of them this disk has lost."""
+    start = check_adapter(state, blobs, folder)
+    damaged = damage(state, action, blobs)
+    if damaged is not None:
+        return damaged
     updates = []
     for name, sha256 in sorted(action.updates.items()):
         member = state.members[name]
@@ -118,28 +105,8 @@ def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path
             raise WorkError(f"the update of {name} has no report or plan")
         updates.append(UpdateFile(name, member.trained.examples, blobs.path(sha256), dict(member.plan.components)))
     updates += [_late_file(state, name, sha256, blobs) for name, sha256 in sorted(action.late.items())]
-    blobs.check_room(state.adapter.size, f"the global adapter of round {action.round}")
-    path = folder / f"adapter-{action.round}.safetensors"
-    report = aggregate_files(
-        blobs.path(state.adapter.sha256),
-        updates,
-        path,
-        shape=state.shape,
-        row_norm=ROW_NORM,
-        seed=state.job.job.seed,
-        round_=action.round,
-    )
-    return Aggregated(action.round, take_in(blobs, path, report.sha256), report.tail)
-
-
-def _require(blobs: BlobStore, *names: str) -> None:
-    """Refuse work whose blobs somebody has removed."""
-    gone = [name for name in names if not blobs.has(name)]
-    if gone:
-        raise WorkError(
-            f"{len(gone)} of the {len(names)} adapters and updates that this needs are not in {blobs.folder} any more, "
-            f"such as {gone[0][:12]}: run the job again, and leave that folder alone"
-        )
+    adapter, tail = next_adapter(state, start, updates, action.round, blobs, folder)
+    return Aggregated(action.round, adapter, tail)
 
 
 def _late_file(state: RunState, name: str, sha256: str, blobs: BlobStore) -> UpdateFile:
@@ -157,18 +124,17 @@ def _late_file(state: RunState, name: str, sha256: str, blobs: BlobStore) -> Upd
     )
 
 
-def _adapter_numbers(state: RunState) -> int:
-    """How many numbers a global adapter holds, its head included."""
-    assert state.shape is not None
-    rank = state.job.adapter.global_rank
-    return rank * sum(weight.d_out + weight.d_in for weight in state.shape.weights) + state.shape.head_parameters
+def check(state: RunState, action: BroadcastAdapter, blobs: BlobStore, folder: Path) -> AdapterChecked:
+    """See that what is to be sent to all agents is whole."""
+    check_adapter(state, blobs, folder)
+    return AdapterChecked(action.ref, action.round)
 
 
 def export(state: RunState, blobs: BlobStore, folder: RunFolder, merger: Merger) -> Exported:
     """Write the PEFT adapter, and the merged model if the job asks for it."""
     if state.adapter is None or state.shape is None:
         raise WorkError(f"run {state.run} has nothing to export")
-    _require(blobs, state.adapter.sha256)
+    check_adapter(state, blobs, folder.path)
     blobs.check_room(state.adapter.size, "the exported adapter")
     write_peft_adapter(
         folder.adapter,

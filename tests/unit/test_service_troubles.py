@@ -394,5 +394,5 @@ def test_a_folder_of_blobs_that_was_removed_is_made_again_and_an_update_waits_wi
     assert isinstance(request, BlobRequest)
     state = _state(office, run)
     aggregate = Aggregate(1, {"a": offer.update.sha256})
-    with pytest.raises(WorkError, match=f"not in {office.folder / 'blobs'} any more"):
+    with pytest.raises(WorkError, match=f"global adapter {office.folder / 'blobs'}.*damaged or gone"):
         work.aggregate(state, aggregate, office.blobs, office.folder)

@@ -83,9 +83,13 @@ class BrokerSettings(Settings):
 class LimitSettings(Settings):
     """[limits]: what the owner lends; a key left out lends all that is free."""
 
-    memory_mib: PositiveInt | None = Field(default=None, description="for one trainer, in MiB of 2^20 bytes")
-    threads: PositiveInt | None = None
-    uplink_mbit: PositiveFloat | None = Field(default=None, description="10^6 bits per second, agent to broker")
+    memory_mib: PositiveInt | None = Field(
+        default=None, le=1 << 32, description="for one trainer, in MiB of 2^20 bytes"
+    )
+    threads: PositiveInt | None = Field(default=None, le=1 << 16)
+    uplink_mbit: float | None = Field(
+        default=None, ge=0.001, le=1e9, description="10^6 bits per second, agent to broker"
+    )
     downlink_mbit: PositiveFloat | None = None
     hours: Annotated[str, AfterValidator(_check_hours)] | None = Field(default=None, description="local time of day")
 

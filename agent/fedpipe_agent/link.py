@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from fedpipe_profiles.device import Link, Source
+from fedpipe_profiles.values import MIN_RATE
 
 Sample = tuple[int, float]
 """Bytes sent, and seconds from the first byte handed over to the last acknowledgement."""
@@ -70,7 +71,7 @@ def link_from_samples(
 
 
 def _rate(samples: Sequence[Sample], latency_s: float) -> float:
-    """Bits per second: the byte-weighted lower median over the transfers that did not mostly wait."""
+    """Bits per second: the byte-weighted lower median over transfers that did not mostly wait, from `MIN_RATE`."""
     for size, seconds in samples:
         if size <= 0 or seconds <= 0:
             raise LinkError(f"a transfer of {size} bytes in {seconds} s was timed: both must be more than 0")
@@ -81,7 +82,7 @@ def _rate(samples: Sequence[Sample], latency_s: float) -> float:
     for rate, size in rates:
         moved += size
         if moved >= half:
-            return rate
+            return max(rate, MIN_RATE)
     raise AssertionError("the weights of a non-empty list reach half of their sum")
 
 

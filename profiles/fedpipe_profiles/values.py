@@ -14,6 +14,7 @@ MAX_COUNT = 1 << 53
 MAX_SIZE = 1 << 31
 MAX_LOSS = 1e9
 MAX_SECONDS = 1e9
+MIN_RATE = 1.0
 MAX_RATE = 1e24
 MAX_GAIN = 1e30
 MIN_STEP_S = 1e-9
@@ -30,7 +31,7 @@ Seconds = Annotated[float, Field(ge=0.0, le=MAX_SECONDS)]
 PositiveSeconds = Annotated[float, Field(gt=0.0, le=MAX_SECONDS)]
 MeasuredSeconds = Annotated[float, Field(ge=MIN_STEP_S, le=MAX_SECONDS)]
 """A time that somebody divides by."""
-Rate = Annotated[float, Field(ge=1.0, le=MAX_RATE)]
+Rate = Annotated[float, Field(ge=MIN_RATE, le=MAX_RATE)]
 """Bits, bytes or operations per second; less than one of them is no machine."""
 Loss = Annotated[float, Field(ge=-MAX_LOSS, le=MAX_LOSS)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from federation import wait_for
+from office import Office
 
 from fedpipe_coordinator import export
 from fedpipe_coordinator.merging import EXTRAS_MISSING, ExtrasMissingError, Merger, WorkError
+from fedpipe_coordinator.run_events import RunEvent, WorkFailed
 
 OUT = "--out"
 WAITS = """
@@ -98,6 +100,27 @@ def test_a_merge_dies_with_its_owner_however_that_dies(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     wait_for("it is gone", lambda: not _runs(pid))
+
+
+def test_a_coordinator_that_ends_ends_its_merge(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    office = Office(tmp_path / "home")
+    actor = office.service._actor
+    actor._merger = merger = Merger(_python(WAITS))
+    ended: list[Exception] = []
+
+    def merge() -> RunEvent:
+        _merge(merger, tmp_path / "out")
+        return WorkFailed("exporting", "")
+
+    def failed(error: Exception) -> RunEvent:
+        ended.append(error)
+        return WorkFailed("exporting", str(error))
+
+    actor.worker.do("r", merge, failed)
+    pid = _pid(tmp_path / "out")
+    office.stop()
+    wait_for("it is gone", lambda: not _runs(pid) and ended)
 
 
 def test_each_process_writes_to_a_part_of_its_own_and_clears_what_dead_ones_left(tmp_path: Path) -> None:

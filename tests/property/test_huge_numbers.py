@@ -93,7 +93,7 @@ def test_one_agents_odd_figures_do_not_keep_the_others_from_a_plan(
     counts = {name: getattr(held, name) for name in ("train_examples", "held_out_examples", "mean_tokens")}
     assert b.survey is not None
     b = b.model_copy(update={"measurements": (measured,), "survey": b.survey.model_copy(update=counts)})
-    state = drive.state.with_member(b)
+    state = drive.state.with_member(b).model_copy(update={"adapter": None})
     folder = tmp_path_factory.mktemp("plans")
     profiles = {
         "a": profile(1 << 30, agent="a"),

@@ -39,7 +39,7 @@ def test_every_kind_of_process_has_hooks_of_every_kind_of_operation(recorded: tu
         "coordinator:publish-ack@",
         "coordinator:sql-",
         "coordinator:replace@",
-        "trainer:fsync@wire.tensors",
+        "trainer:fsync@wire.tensor_writer",
         "trainer:replace@",
         "trainer:flush@echo_trainer.say",
         "broker@coordinator:publish-train-task@",

@@ -38,7 +38,7 @@ from fedpipe_coordinator.demo.fleet import fleet
 from fedpipe_coordinator.global_adapter import initial_adapter
 from fedpipe_data.examples import ClassificationExample, Example
 from fedpipe_profiles.plan import Plan, Prediction
-from fedpipe_wire.messages import Metrics
+from fedpipe_wire.message_values import Metrics
 
 BATCH_SIZE = 16
 DEMO_AGENTS = 4

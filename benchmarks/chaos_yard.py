@@ -82,6 +82,8 @@ class Yard:
     _orders: dict[str, OrderFile] = field(default_factory=dict)
     _read: dict[Path, int] = field(default_factory=dict)
     _broker: subprocess.Popen[bytes] | None = None
+    _trial: Trial = field(default_factory=lambda: Trial(()))
+    _fired: int = 0
 
     def __enter__(self) -> Self:
         os.environ[MARK] = str(self.folder)
@@ -115,7 +117,7 @@ class Yard:
             FleetError: if no run can be started, or the processes are not all back after it.
         """
         began = time.monotonic()
-        fired = 0
+        self._trial, self._fired = trial, 0
         if not trial.fresh:
             self._clear()
             self._order(trial, 0)
@@ -123,9 +125,6 @@ class Yard:
         rest = _Rest()
         while (now := time.monotonic()) - began < self.limit_s:
             self._revive()
-            if fired < len(trial.kills) and self._orders[trial.kills[fired].label].fired:
-                fired += 1
-                self._order(trial, fired)
             over = self.fleet.summary_phase(run) in OVER and self._at_rest()
             if rest.reached(now, over=over, clean=over and not self._left_behind()):
                 break
@@ -133,7 +132,7 @@ class Yard:
         self._clear()
         evidence, problems = self._gather(run)
         seconds = time.monotonic() - began
-        return Outcome(evidence, problems, fired, seconds, self.hits(), late=seconds > self.limit_s)
+        return Outcome(evidence, problems, self._fired, seconds, self.hits(), late=seconds > self.limit_s)
 
     def hits(self) -> dict[str, dict[str, int]]:
         """What every process passed since the last call."""
@@ -159,6 +158,10 @@ class Yard:
             self._orders[kill.label].give(Order(kill.hook, kill.nth, victim, database))
 
     def _revive(self) -> None:
+        kills = self._trial.kills
+        if self._fired < len(kills) and self._orders[kills[self._fired].label].fired:
+            self._fired += 1  # before the victim starts again, which is what the next kill may be about
+            self._order(self._trial, self._fired)
         if self.fleet.exit_code("coordinator") is not None:
             self._end_broker()  # the coordinator starts its own
         self.fleet.revive()

@@ -36,7 +36,7 @@ from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.device import MIB
 from fedpipe_profiles.model import ModelShape, WeightShape
 from fedpipe_profiles.plan import Plan, StepMeasurement
-from fedpipe_wire.messages import Metrics
+from fedpipe_wire.message_values import Metrics
 from fedpipe_wire.tensors import TensorFile, TensorWriter, a_name, b_name, update_spec
 
 TRAIN_EXAMPLES = 120

@@ -21,7 +21,9 @@ from queue import Empty
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_pumps import BlobArrived, BlobFailed, BlobReceiver, BlobSender, BlobWanted
 from fedpipe_wire.blobs import BlobSettings
-from fedpipe_wire.messages import BlobRef, BlobRequest, decode_from_coordinator, encode
+from fedpipe_wire.coordinator_messages import BlobRequest
+from fedpipe_wire.message_values import BlobRef
+from fedpipe_wire.messages import decode_from_coordinator, encode
 from fedpipe_wire.mqtt import MqttOptions, MqttTransport
 from fedpipe_wire.topics import Topics
 from fedpipe_wire.transport import Connected, Delivered, Disconnected, Event, Posted, Received

@@ -18,26 +18,14 @@ from run_support import LABELS, plan
 from fedpipe_agent.trainer_protocol import EvaluateRequest, OpenRequest, ScoreRequest, SurveyRequest, TrainRequest
 from fedpipe_data.source import DatasetSource
 from fedpipe_wire import envelope
+from fedpipe_wire.agent_messages import AgentMessage, BlobMissing, Presence, Trained
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_outcomes import BlobArrived, BlobWanted
 from fedpipe_wire.blob_receiver import BlobReceiver
 from fedpipe_wire.blob_sender import BlobSender
 from fedpipe_wire.blobs import BlobSettings
-from fedpipe_wire.messages import (
-    COORDINATOR_CHANNELS,
-    Ack,
-    AgentMessage,
-    BlobMissing,
-    BlobRequest,
-    CoordinatorMessage,
-    Presence,
-    Trained,
-    TrainTask,
-    TurnedAway,
-    Welcome,
-    decode_from_agent,
-    encode,
-)
+from fedpipe_wire.coordinator_messages import Ack, BlobRequest, CoordinatorMessage, TrainTask, TurnedAway, Welcome
+from fedpipe_wire.messages import COORDINATOR_CHANNELS, decode_from_agent, encode
 from fedpipe_wire.topics import Topics
 from fedpipe_wire.transport import Connected, Delivered, Event, Received, Transport
 

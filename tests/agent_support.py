@@ -41,17 +41,9 @@ from fedpipe_agent.trainer_protocol import (
 from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.plan import NoPlan
-from fedpipe_wire.messages import (
-    AgentMessage,
-    BlobRef,
-    EndTask,
-    EvaluateTask,
-    IdleTask,
-    JobTerms,
-    ScoreTask,
-    SurveyTask,
-    TrainTask,
-)
+from fedpipe_wire.agent_messages import AgentMessage
+from fedpipe_wire.coordinator_messages import EndTask, EvaluateTask, IdleTask, ScoreTask, SurveyTask, TrainTask
+from fedpipe_wire.message_values import BlobRef, JobTerms
 
 ADAPTER = ref(name_of("adapter", 0))
 Found = TypeVar("Found")

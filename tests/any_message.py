@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
 from fedpipe_profiles.values import Value
-from fedpipe_wire.messages import AgentMessage, CoordinatorMessage
+from fedpipe_wire.agent_messages import AgentMessage
+from fedpipe_wire.coordinator_messages import CoordinatorMessage
 
 AGENT_MESSAGES: tuple[type[Value], ...] = get_args(AgentMessage)
 COORDINATOR_MESSAGES: tuple[type[Value], ...] = get_args(CoordinatorMessage)

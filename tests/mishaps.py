@@ -23,7 +23,7 @@ from fedpipe_coordinator.run_events import (
     UpdateDelayed,
     WorkDelayed,
 )
-from fedpipe_wire.messages import Trained
+from fedpipe_wire.agent_messages import Trained
 
 
 def happen(world: World, kind: str, which: int) -> None:

@@ -12,9 +12,10 @@ from fedpipe_coordinator.operations import handle
 from fedpipe_coordinator.service import Service
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire import envelope
+from fedpipe_wire.agent_messages import AgentMessage
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.memory import MemoryBroker, MemoryTransport
-from fedpipe_wire.messages import AGENT_CHANNELS, SCHEMA_VERSION, AgentMessage, Message, decode_from_coordinator, encode
+from fedpipe_wire.messages import AGENT_CHANNELS, SCHEMA_VERSION, Message, decode_from_coordinator, encode
 from fedpipe_wire.topics import Topics
 from fedpipe_wire.transport import Received
 

@@ -32,7 +32,9 @@ from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.device import MIB, DeviceProfile
 from fedpipe_profiles.model import ModelShape, ParameterShape
 from fedpipe_profiles.plan import NoPlan, Plan, Prediction, StepMeasurement
-from fedpipe_wire.messages import BlobRef, Evaluated, Failed, Metrics, Scored, Survey, Task, Trained
+from fedpipe_wire.agent_messages import Evaluated, Failed, Scored, Survey, Trained
+from fedpipe_wire.coordinator_messages import Task
+from fedpipe_wire.message_values import BlobRef, Metrics
 
 RUN = "tiny-20300101-000000-0000"
 LABELS = ("east", "north", "west")

@@ -51,7 +51,9 @@ from fedpipe_coordinator.run_events import (
     UpdateStored,
 )
 from fedpipe_coordinator.run_state import RunState
-from fedpipe_wire.messages import Ack, BlobRef, Progress, Task, Trained, Welcome
+from fedpipe_wire.agent_messages import Progress, Trained
+from fedpipe_wire.coordinator_messages import Ack, Task, Welcome
+from fedpipe_wire.message_values import BlobRef
 
 NAMES = ("a", "b", "c")
 ROUNDS = 3

@@ -7,7 +7,7 @@ ask: of two machines with one name, the older one works on undisturbed, and the 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fedpipe_wire.messages import TurnedAway, Welcome
+from fedpipe_wire.coordinator_messages import TurnedAway, Welcome
 
 ASK_AGAIN_S = 5.0
 """How often a session that was turned away asks again."""

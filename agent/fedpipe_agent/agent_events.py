@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpipe_agent.trainer_protocol import Reply, Request
-from fedpipe_wire.messages import Ack, AgentMessage, BlobRef, Task
+from fedpipe_wire.agent_messages import AgentMessage
+from fedpipe_wire.coordinator_messages import Ack, Task
+from fedpipe_wire.message_values import BlobRef
 
 # --- events -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from fedpipe_agent.trainer_protocol import OpenRequest
 from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.device import MIB, DeviceProfile
 from fedpipe_profiles.plan import Plan
-from fedpipe_wire.messages import EvaluateTask, ScoreTask, SurveyTask, TrainTask
+from fedpipe_wire.coordinator_messages import EvaluateTask, ScoreTask, SurveyTask, TrainTask
 from fedpipe_wire.transfer import TransferSection
 
 

@@ -28,18 +28,10 @@ from fedpipe_agent.state import AgentState
 from fedpipe_agent.state_folder import StateFolder
 from fedpipe_agent.trainer_seat import FromTrainer, TrainerSeat
 from fedpipe_profiles.device import DeviceProfile
+from fedpipe_wire.agent_messages import BlobMissing, Profile
 from fedpipe_wire.blob_bits import BlobError
 from fedpipe_wire.blob_outcomes import BlobArrived, BlobFailed, BlobWanted
-from fedpipe_wire.messages import (
-    Ack,
-    BlobMissing,
-    BlobRequest,
-    CoordinatorMessage,
-    Profile,
-    RunState,
-    TurnedAway,
-    Welcome,
-)
+from fedpipe_wire.coordinator_messages import Ack, BlobRequest, CoordinatorMessage, RunState, TurnedAway, Welcome
 from fedpipe_wire.moments import Moment, read_moment
 from fedpipe_wire.transport import (
     Connected,

@@ -6,7 +6,8 @@ Owns the order of the checks; what is heard is acted on elsewhere.
 from dataclasses import dataclass
 
 from fedpipe_wire import envelope
-from fedpipe_wire.messages import CoordinatorMessage, MessageError, RunState, decode_from_coordinator
+from fedpipe_wire.coordinator_messages import CoordinatorMessage, RunState
+from fedpipe_wire.messages import MessageError, decode_from_coordinator
 from fedpipe_wire.topics import Address, TopicError, Topics
 from fedpipe_wire.transport import Received
 

@@ -10,7 +10,8 @@ from fedpipe_agent import handing
 from fedpipe_agent.agent_events import AdapterReady, DiskRefused, FetchAdapter, Log, Say, TransferFailed
 from fedpipe_agent.handing import MIN_TRAINING_S, Outcome
 from fedpipe_agent.state import AgentState, finish
-from fedpipe_wire.messages import EvaluateTask, Failed, TrainTask
+from fedpipe_wire.agent_messages import Failed
+from fedpipe_wire.coordinator_messages import EvaluateTask, TrainTask
 
 FETCH_AGAIN_S = 10.0
 """How long a disk that took nothing is left alone."""

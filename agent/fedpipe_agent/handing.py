@@ -10,7 +10,8 @@ from fedpipe_agent import checks
 from fedpipe_agent.agent_events import AgentAction, Ask, Log, Say
 from fedpipe_agent.state import AgentState, Work, finish, task_round
 from fedpipe_agent.trainer_protocol import EvaluateRequest, Request, ScoreRequest, SurveyRequest, TrainRequest
-from fedpipe_wire.messages import EvaluateTask, Failed, ScoreTask, SurveyTask, TrainTask
+from fedpipe_wire.agent_messages import Failed
+from fedpipe_wire.coordinator_messages import EvaluateTask, ScoreTask, SurveyTask, TrainTask
 
 MIN_TRAINING_S = 2.0
 """Less than this cannot hold an evaluation and one step."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fedpipe_agent.durable import write_durably
 from fedpipe_wire import envelope
-from fedpipe_wire.messages import SCHEMA_VERSION, Presence, encode
+from fedpipe_wire.agent_messages import Presence
+from fedpipe_wire.messages import SCHEMA_VERSION, encode
 from fedpipe_wire.topics import Topics
 from fedpipe_wire.transport import Will
 

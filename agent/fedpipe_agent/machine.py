@@ -44,17 +44,8 @@ from fedpipe_agent.state import (
     task_round,
     without_trainer,
 )
-from fedpipe_wire.messages import (
-    Ahead,
-    EndTask,
-    EvaluateTask,
-    Failed,
-    IdleTask,
-    Refused,
-    Task,
-    Trained,
-    TrainTask,
-)
+from fedpipe_wire.agent_messages import Ahead, Failed, Refused, Trained
+from fedpipe_wire.coordinator_messages import EndTask, EvaluateTask, IdleTask, Task, TrainTask
 
 
 def step(state: AgentState, event: AgentEvent, now: float) -> Outcome:

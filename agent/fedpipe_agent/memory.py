@@ -9,7 +9,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from fedpipe_agent.trainer_protocol import TrainedReply
 from fedpipe_profiles.values import Count, Value
-from fedpipe_wire.messages import Evaluated, Failed, Scored, Survey, Task, Trained
+from fedpipe_wire.agent_messages import Evaluated, Failed, Scored, Survey, Trained
+from fedpipe_wire.coordinator_messages import Task
 from fedpipe_wire.moments import Moment, rebased
 
 Stage = Literal[

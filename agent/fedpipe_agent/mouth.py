@@ -11,20 +11,8 @@ from typing import Literal
 
 from fedpipe_agent.identity import Identity
 from fedpipe_wire import envelope
-from fedpipe_wire.messages import (
-    AGENT_CHANNELS,
-    MAX_MESSAGE_BYTES,
-    SCHEMA_VERSION,
-    AgentMessage,
-    Evaluated,
-    Failed,
-    Presence,
-    Profile,
-    Scored,
-    Survey,
-    Trained,
-    encode,
-)
+from fedpipe_wire.agent_messages import AgentMessage, Evaluated, Failed, Presence, Profile, Scored, Survey, Trained
+from fedpipe_wire.messages import AGENT_CHANNELS, MAX_MESSAGE_BYTES, SCHEMA_VERSION, encode
 from fedpipe_wire.transport import Transport, TransportError
 
 _PROBE_BLOB = hashlib.sha256(b"link probe").hexdigest()

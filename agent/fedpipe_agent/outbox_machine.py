@@ -16,7 +16,9 @@ from fedpipe_agent.agent_events import (
 )
 from fedpipe_agent.handing import Outcome, update_path
 from fedpipe_agent.state import AgentState, finish, remember, task_key
-from fedpipe_wire.messages import Ack, BlobRef, Failed, Trained, TrainTask
+from fedpipe_wire.agent_messages import Failed, Trained
+from fedpipe_wire.coordinator_messages import Ack, TrainTask
+from fedpipe_wire.message_values import BlobRef
 
 MAX_OUTBOX = 8
 """An update counts in its round or the next one, and a round is planned three times at most; so what lies behind this

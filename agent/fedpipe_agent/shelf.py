@@ -27,7 +27,8 @@ from fedpipe_wire.blob_partial import disk_error, sync_folder
 from fedpipe_wire.blob_receiver import BlobReceiver
 from fedpipe_wire.blob_sender import BlobSender
 from fedpipe_wire.blobs import BlobSettings
-from fedpipe_wire.messages import BlobRef, EvaluateTask, TrainTask
+from fedpipe_wire.coordinator_messages import EvaluateTask, TrainTask
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.topics import Topics
 from fedpipe_wire.transport import Posted, Transport
 

@@ -10,16 +10,8 @@ from typing import Any, Self
 
 from fedpipe_agent.checks import Setup
 from fedpipe_agent.memory import Memory, Result, Stage
-from fedpipe_wire.messages import (
-    EndTask,
-    EvaluateTask,
-    IdleTask,
-    ScoreTask,
-    SurveyTask,
-    Task,
-    Trained,
-    TrainTask,
-)
+from fedpipe_wire.agent_messages import Trained
+from fedpipe_wire.coordinator_messages import EndTask, EvaluateTask, IdleTask, ScoreTask, SurveyTask, Task, TrainTask
 
 MAX_ENDED_RUNS = 16
 Work = SurveyTask | ScoreTask | TrainTask | EvaluateTask

@@ -21,18 +21,8 @@ from fedpipe_agent.trainer_protocol import (
     Surveyed,
     TrainedReply,
 )
-from fedpipe_wire.messages import (
-    Evaluated,
-    EvaluateTask,
-    Failed,
-    Progress,
-    Scored,
-    ScoreTask,
-    Survey,
-    SurveyTask,
-    Task,
-    TrainTask,
-)
+from fedpipe_wire.agent_messages import Evaluated, Failed, Progress, Scored, Survey
+from fedpipe_wire.coordinator_messages import EvaluateTask, ScoreTask, SurveyTask, Task, TrainTask
 
 OVERRUN_S = 60.0
 """How long the trainer may stay silent beyond its budget before it is ended."""

@@ -13,7 +13,7 @@ from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import Plan, StepMeasurement
 from fedpipe_profiles.values import Value
-from fedpipe_wire.messages import JobTerms, Metrics
+from fedpipe_wire.message_values import JobTerms, Metrics
 
 
 class OpenRequest(Value):

@@ -29,8 +29,8 @@ from fedpipe_coordinator.run_events import (
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.worker import WorkDone, Worker, phase_failed
 from fedpipe_wire.blob_files import BlobStore
+from fedpipe_wire.coordinator_messages import RunState as RunStateMessage
 from fedpipe_wire.messages import MessageError
-from fedpipe_wire.messages import RunState as RunStateMessage
 
 
 class Actor:

@@ -10,7 +10,7 @@ from fedpipe_coordinator.aggregate import UpdateFile, aggregate_files
 from fedpipe_coordinator.global_adapter import initial_adapter
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_wire.blob_files import BlobStore
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 
 ROW_NORM = 1.0
 """Norm of the rows of A (the constant c): with orthonormal rows at 1, one constant fits every width."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.model import ModelShape
-from fedpipe_wire.messages import Survey
+from fedpipe_wire.agent_messages import Survey
 
 
 def with_labels(shape: ModelShape, own: int, wanted: int) -> ModelShape:

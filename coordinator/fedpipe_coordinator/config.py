@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from fedpipe_profiles.settings_file import load_settings
 from fedpipe_profiles.values import Count, Factor, PositiveCount, PositiveSeconds, PositiveSize, Settings
-from fedpipe_wire.messages import JobTerms
+from fedpipe_wire.message_values import JobTerms
 from fedpipe_wire.topics import check_name
 from fedpipe_wire.transfer import TransferSection
 

@@ -11,27 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpipe_wire import envelope
+from fedpipe_wire.agent_messages import AgentMessage, BlobMissing
 from fedpipe_wire.blob_bits import BlobDiskError, BlobError
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_outcomes import BlobArrived, BlobFailed, BlobWanted
 from fedpipe_wire.blob_receiver import BlobReceiver
 from fedpipe_wire.blob_sender import BlobSender
 from fedpipe_wire.blobs import BlobSettings
+from fedpipe_wire.coordinator_messages import Ack, BlobRequest, CoordinatorMessage, RunState, Task, TurnedAway, Welcome
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.messages import (
     COORDINATOR_CHANNELS,
     MAX_MESSAGE_BYTES,
     SCHEMA_VERSION,
-    Ack,
-    AgentMessage,
-    BlobMissing,
-    BlobRef,
-    BlobRequest,
-    CoordinatorMessage,
     MessageError,
-    RunState,
-    Task,
-    TurnedAway,
-    Welcome,
     decode_from_agent,
     encode,
 )

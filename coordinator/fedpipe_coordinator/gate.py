@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import Plan
-from fedpipe_wire.messages import Trained
+from fedpipe_wire.agent_messages import Trained
 from fedpipe_wire.tensors import TensorFile, check_tensors, inspect_header, update_spec
 
 HEADER_ALLOWANCE_BYTES = 1_000_000

@@ -11,7 +11,7 @@ from fedpipe_coordinator.run_events import Fetch, RunEvent, StopFetch, UpdateDel
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.worker import Worker
 from fedpipe_profiles.plan import Plan
-from fedpipe_wire.messages import Trained
+from fedpipe_wire.agent_messages import Trained
 
 
 class Intake:

@@ -9,7 +9,7 @@ from fedpipe_coordinator.run_state import LateShare, LateUpdate, Member, RunStat
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.telling import REPLACED, acknowledge, decline, remember
 from fedpipe_profiles.plan import Plan
-from fedpipe_wire.messages import Trained
+from fedpipe_wire.agent_messages import Trained
 
 FETCH_AGAIN_S = 30.0
 

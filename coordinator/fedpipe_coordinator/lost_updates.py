@@ -8,7 +8,7 @@ from fedpipe_coordinator.run_events import Damaged, Fetch, UpdateDelayed, Update
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.telling import decline
-from fedpipe_wire.messages import Trained
+from fedpipe_wire.agent_messages import Trained
 
 
 def on_damaged(work: Step, event: Damaged) -> bool:

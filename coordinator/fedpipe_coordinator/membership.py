@@ -11,7 +11,8 @@ from fedpipe_coordinator.run_events import AgentOnline, Send
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import ask_again, score_task, survey_task
-from fedpipe_wire.messages import EndTask, Scored, Survey
+from fedpipe_wire.agent_messages import Scored, Survey
+from fedpipe_wire.coordinator_messages import EndTask
 
 OFFLINE_GRACE_S = 20.0
 

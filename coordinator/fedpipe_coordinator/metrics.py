@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedpipe_profiles.values import MAX_COUNT
-from fedpipe_wire.messages import Metrics
+from fedpipe_wire.message_values import Metrics
 
 
 def combine_metrics(metrics: list[Metrics]) -> Metrics | None:

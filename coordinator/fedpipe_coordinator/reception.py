@@ -10,18 +10,8 @@ from fedpipe_coordinator.registry import LetIn, Registry, Turned
 from fedpipe_coordinator.run_events import AgentOffline, AgentOnline, Heard, Report
 from fedpipe_coordinator.store import Store
 from fedpipe_coordinator.watchers import Watchers
-from fedpipe_wire.messages import (
-    Ack,
-    AgentMessage,
-    BlobMissing,
-    EndTask,
-    Presence,
-    Profile,
-    Progress,
-    Trained,
-    TurnedAway,
-    Welcome,
-)
+from fedpipe_wire.agent_messages import AgentMessage, BlobMissing, Presence, Profile, Progress, Trained
+from fedpipe_wire.coordinator_messages import Ack, EndTask, TurnedAway, Welcome
 
 
 class Reception:

@@ -17,7 +17,7 @@ from fedpipe_coordinator.line_files import Keys, append_lines, last_number, read
 from fedpipe_coordinator.metrics import metrics_data
 from fedpipe_coordinator.run_state import Member, RoundResult, RunState
 from fedpipe_profiles.model import ModelShape
-from fedpipe_wire.messages import Metrics
+from fedpipe_wire.message_values import Metrics
 
 SCHEMA_VERSION = 1
 AUDIT = "audit.jsonl"

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedpipe_coordinator.run_events import AgentOffline, AgentOnline
 from fedpipe_profiles.device import DeviceProfile
-from fedpipe_wire.messages import Presence
+from fedpipe_wire.agent_messages import Presence
 
 _SHOWN = 8
 """Characters of a session or instance that people are shown."""

@@ -10,7 +10,7 @@ from fedpipe_coordinator.run_events import Fetch, Report, StopFetch, UpdateDelay
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.telling import REPLACED, acknowledge, decline, remember
-from fedpipe_wire.messages import Ahead, Evaluated, Failed, Refused, Scored, Survey, Trained
+from fedpipe_wire.agent_messages import Ahead, Evaluated, Failed, Refused, Scored, Survey, Trained
 
 MEMORY_BACKOFF = 0.8
 MAX_MEASUREMENTS = 16

@@ -24,7 +24,7 @@ from fedpipe_coordinator.run_state import SETTLED, LateShare, Member, RoundResul
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import ask_again
 from fedpipe_coordinator.telling import REPLACED, decline
-from fedpipe_wire.messages import Metrics
+from fedpipe_wire.message_values import Metrics
 
 DEADLINE_GRACE = 1.25
 DEADLINE_GRACE_S = 20.0

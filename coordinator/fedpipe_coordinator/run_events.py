@@ -8,19 +8,9 @@ from typing import Any
 
 from fedpipe_coordinator.run_state import RoundResult
 from fedpipe_profiles.plan import NoPlan, Plan
-from fedpipe_wire.messages import (
-    Ack,
-    Ahead,
-    BlobRef,
-    Evaluated,
-    Failed,
-    Metrics,
-    Refused,
-    Scored,
-    Survey,
-    Task,
-    Trained,
-)
+from fedpipe_wire.agent_messages import Ahead, Evaluated, Failed, Refused, Scored, Survey, Trained
+from fedpipe_wire.coordinator_messages import Ack, Task
+from fedpipe_wire.message_values import BlobRef, Metrics
 
 Report = Survey | Scored | Evaluated | Trained | Refused | Failed | Ahead
 """What an agent says of a run."""

@@ -38,16 +38,8 @@ from fedpipe_coordinator.run_state import OPEN_PHASES, Member, RunState
 from fedpipe_coordinator.step import Step
 from fedpipe_coordinator.tasks import SCORE_GRACE_S, score_task
 from fedpipe_profiles.contribution import average_contributions
-from fedpipe_wire.messages import (
-    Ahead,
-    EndTask,
-    Evaluated,
-    Failed,
-    Refused,
-    Scored,
-    Survey,
-    Trained,
-)
+from fedpipe_wire.agent_messages import Ahead, Evaluated, Failed, Refused, Scored, Survey, Trained
+from fedpipe_wire.coordinator_messages import EndTask
 
 MAX_LABELS = 10_000
 """As many as a task may name."""

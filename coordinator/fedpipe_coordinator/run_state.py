@@ -13,7 +13,8 @@ from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import NoPlan, Plan, StepMeasurement
 from fedpipe_profiles.values import Value
-from fedpipe_wire.messages import BlobRef, Metrics, Survey, Trained
+from fedpipe_wire.agent_messages import Survey, Trained
+from fedpipe_wire.message_values import BlobRef, Metrics
 
 Phase = Literal[
     "surveying",

@@ -41,8 +41,8 @@ from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.store import Store
 from fedpipe_coordinator.watchers import Watchers
 from fedpipe_coordinator.worker import WorkDone
+from fedpipe_wire.agent_messages import AgentMessage
 from fedpipe_wire.blob_files import BlobStore
-from fedpipe_wire.messages import AgentMessage
 from fedpipe_wire.moments import read_moment
 from fedpipe_wire.transport import Connected, Delivered, Disconnected, Event, Posted, Received, TransportError
 

@@ -13,7 +13,7 @@ from fedpipe_coordinator.merging import WorkError
 from fedpipe_coordinator.run_events import Aggregate, Damaged
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_wire.blob_files import BlobStore
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 
 
 def check_adapter(state: RunState, blobs: BlobStore, folder: Path) -> BlobRef:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedpipe_coordinator.run_events import Note, RunAction, SaveRound, Send
 from fedpipe_coordinator.run_state import STANDINGS, IllegalTransitionError, Member, Phase, RunState
-from fedpipe_wire.messages import EndTask
+from fedpipe_wire.coordinator_messages import EndTask
 
 
 class Step:

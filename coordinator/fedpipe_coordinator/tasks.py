@@ -7,7 +7,7 @@ from fedpipe_coordinator.config import job_terms
 from fedpipe_coordinator.run_events import Fetch, Send
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
-from fedpipe_wire.messages import EvaluateTask, IdleTask, ScoreTask, SurveyTask, Task, TrainTask
+from fedpipe_wire.coordinator_messages import EvaluateTask, IdleTask, ScoreTask, SurveyTask, Task, TrainTask
 
 SCORE_GRACE_S = 600.0
 

@@ -6,7 +6,8 @@ Part of the pure machine of `run_machine.py`.
 from fedpipe_coordinator.run_events import Send
 from fedpipe_coordinator.run_state import Member
 from fedpipe_coordinator.step import Step
-from fedpipe_wire.messages import Ack, Trained
+from fedpipe_wire.agent_messages import Trained
+from fedpipe_wire.coordinator_messages import Ack
 
 REMEMBERED_UPDATES = 4
 """An update that is offered again after its round must not be called not taken."""

@@ -13,12 +13,14 @@ import pytest
 from blob_simulation import AGENT, TOPICS, Faults, Simulation
 from mosquitto_support import running_mosquitto
 
+from fedpipe_wire.agent_messages import BlobMissing
 from fedpipe_wire.blob_bits import BlobError, all_bits, encode_bitmap
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_pumps import BlobArrived, BlobFailed, BlobReceiver, BlobSender, BlobWanted
 from fedpipe_wire.blobs import BlobSettings
 from fedpipe_wire.memory import MemoryBroker, MemoryTransport
-from fedpipe_wire.messages import BlobMissing, BlobRef, decode_from_agent, encode
+from fedpipe_wire.message_values import BlobRef
+from fedpipe_wire.messages import decode_from_agent, encode
 from fedpipe_wire.mqtt import MqttOptions, MqttTransport
 from fedpipe_wire.topics import Address
 from fedpipe_wire.transport import Connected, Delivered, Received, Transport

@@ -32,7 +32,7 @@ from fedpipe_agent.trainer_protocol import (
 )
 from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.device import MIB
-from fedpipe_wire.messages import JobTerms
+from fedpipe_wire.message_values import JobTerms
 from fedpipe_wire.tensors import TensorFile, a_name, b_name, head_name
 
 R = TypeVar("R")

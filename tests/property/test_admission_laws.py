@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpipe_agent import admission as ad
-from fedpipe_wire.messages import TurnedAway, Welcome
+from fedpipe_wire.coordinator_messages import TurnedAway, Welcome
 
 MINE, OTHER = "mine", "other"
 WORDS = st.sampled_from(

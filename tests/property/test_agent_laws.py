@@ -61,7 +61,10 @@ from fedpipe_agent.trainer_protocol import (
     TrainRequest,
 )
 from fedpipe_profiles.plan import Prediction
-from fedpipe_wire.messages import Ack, BlobRef, EndTask, Failed, Trained, TrainTask, encode
+from fedpipe_wire.agent_messages import Failed, Trained
+from fedpipe_wire.coordinator_messages import Ack, EndTask, TrainTask
+from fedpipe_wire.message_values import BlobRef
+from fedpipe_wire.messages import encode
 
 RUNS = st.sampled_from((RUN, RUN, RUN, f"{RUN}-2"))
 HUGE = Prediction(peak_bytes=1 << 40, round_s=1.0, compute_s=1.0, up_bytes=1, down_bytes=1)

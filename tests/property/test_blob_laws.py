@@ -41,7 +41,7 @@ from fedpipe_wire.blobs import (
     step_receiver,
     step_sender,
 )
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.topics import Address
 
 SETTINGS = BlobSettings(ask_chunks=4)

@@ -15,7 +15,7 @@ from fedpipe_coordinator.resume import rebase
 from fedpipe_coordinator.run_events import Aggregate, Send
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.tasks import survey_task
-from fedpipe_wire.messages import Ack, EndTask, SurveyTask
+from fedpipe_wire.coordinator_messages import Ack, EndTask, SurveyTask
 from fedpipe_wire.moments import Moment
 
 KINDS = (*("deliver",) * 6, *("work",) * 5, "double", "tick", "restart", "kill")

@@ -19,7 +19,8 @@ from fedpipe_profiles.device import DeviceProfile
 from fedpipe_profiles.plan import StepMeasurement
 from fedpipe_profiles.values import MAX_COUNT, MAX_GAIN, MAX_LOSS
 from fedpipe_wire.blob_files import BlobStore
-from fedpipe_wire.messages import AGENT_CHANNELS, MessageError, Metrics, decode_from_agent, encode
+from fedpipe_wire.message_values import Metrics
+from fedpipe_wire.messages import AGENT_CHANNELS, MessageError, decode_from_agent, encode
 
 NINES = int("9" * 400)
 

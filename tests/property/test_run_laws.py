@@ -44,7 +44,9 @@ from fedpipe_coordinator.run_events import (
     WorkFailed,
 )
 from fedpipe_coordinator.run_state import STANDINGS, TRANSITIONS, Phase, RunState, Standing
-from fedpipe_wire.messages import Ack, Refused, encode
+from fedpipe_wire.agent_messages import Refused
+from fedpipe_wire.coordinator_messages import Ack
+from fedpipe_wire.messages import encode
 
 AGENTS = st.sampled_from("abc")
 ROUNDS = st.integers(1, 3)

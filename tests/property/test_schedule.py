@@ -15,7 +15,7 @@ from fedpipe_agent.agent_events import Ask
 from fedpipe_agent.state import AgentState
 from fedpipe_agent.trainer_protocol import TrainRequest
 from fedpipe_coordinator.run_events import Aggregate, SaveRound, Send
-from fedpipe_wire.messages import Ack, EndTask
+from fedpipe_wire.coordinator_messages import Ack, EndTask
 
 
 def _world(**rounds: Any) -> World:

@@ -14,16 +14,9 @@ from fedpipe_agent.errors import JournalError, TurnedAwayError
 from fedpipe_agent.trainer_protocol import Request, TrainRequest
 from fedpipe_agent.trainer_seat import TrainerSeat
 from fedpipe_wire import envelope
-from fedpipe_wire.messages import (
-    Ack,
-    BlobRequest,
-    Failed,
-    Presence,
-    RunState,
-    TurnedAway,
-    Welcome,
-    encode,
-)
+from fedpipe_wire.agent_messages import Failed, Presence
+from fedpipe_wire.coordinator_messages import Ack, BlobRequest, RunState, TurnedAway, Welcome
+from fedpipe_wire.messages import encode
 
 GOOD = envelope.Envelope(1, "m", 1).properties()
 UNKNOWN = name_of("nobody has this")

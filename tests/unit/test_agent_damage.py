@@ -13,10 +13,11 @@ from fedpipe_agent.errors import StateFolderError
 from fedpipe_agent.fetching import FETCH_AGAIN_S
 from fedpipe_agent.trainer_protocol import Request, TrainRequest
 from fedpipe_agent.trainer_seat import TrainerSeat
+from fedpipe_wire.agent_messages import BlobMissing, Failed, Presence, Trained
 from fedpipe_wire.blob_bits import BlobDiskError
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_receiver import BlobReceiver
-from fedpipe_wire.messages import BlobMissing, Failed, Presence, Trained, TurnedAway, Welcome
+from fedpipe_wire.coordinator_messages import TurnedAway, Welcome
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from fedpipe_agent.journal import Journal
 from fedpipe_agent.mouth import Mouth
 from fedpipe_agent.shelf import Shelf
 from fedpipe_agent.trainer_seat import TrainerSeat
-from fedpipe_wire.messages import Evaluated, Trained
+from fedpipe_wire.agent_messages import Evaluated, Trained
 
 HOOKS: tuple[tuple[type, str], ...] = (
     (Journal, "save"),

@@ -8,7 +8,8 @@ from run_support import RUN, metrics, name_of, ref
 
 from fedpipe_agent.agent_events import DiskRefused, DropUpdate, FetchAdapter, Log, NotShelved, Ticked
 from fedpipe_agent.handing import UNTIMED_S
-from fedpipe_wire.messages import Evaluated, Failed, Trained, TrainTask
+from fedpipe_wire.agent_messages import Evaluated, Failed, Trained
+from fedpipe_wire.coordinator_messages import TrainTask
 
 
 def _training() -> DriveAgent:

@@ -41,7 +41,8 @@ from fedpipe_agent.trainer_machine import OVERRUN_S
 from fedpipe_agent.trainer_protocol import ErrorReply, EvaluatedReply, Opened, ProgressReply, TrainRequest
 from fedpipe_profiles.device import Limits
 from fedpipe_profiles.plan import Prediction
-from fedpipe_wire.messages import Ack, Evaluated, Failed, Progress, Refused, Scored, Survey, Trained
+from fedpipe_wire.agent_messages import Evaluated, Failed, Progress, Refused, Scored, Survey, Trained
+from fedpipe_wire.coordinator_messages import Ack
 
 
 def _surveyed_and_scored() -> DriveAgent:

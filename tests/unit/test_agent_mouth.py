@@ -13,7 +13,8 @@ from agent_support import evaluate_task, score_task, survey_task
 from run_support import device
 
 from fedpipe_agent.introduction import LINK_PROBE_S
-from fedpipe_wire.messages import MAX_MESSAGE_BYTES, Evaluated, Failed, Profile, Scored, Survey
+from fedpipe_wire.agent_messages import Evaluated, Failed, Profile, Scored, Survey
+from fedpipe_wire.messages import MAX_MESSAGE_BYTES
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from run_support import Drive, failed, finish, trained, training
 
 from fedpipe_coordinator.reports import MAX_REPLACED
 from fedpipe_coordinator.run_events import Aggregate, StopFetch
-from fedpipe_wire.messages import Ack, Refused
+from fedpipe_wire.agent_messages import Refused
+from fedpipe_wire.coordinator_messages import Ack
 
 
 def _answers(drive: Drive, agent: str) -> dict[str, list[bool]]:

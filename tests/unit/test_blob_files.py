@@ -16,7 +16,7 @@ from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_partial import PartialBlob
 from fedpipe_wire.blob_pumps import BlobArrived, BlobFailed, BlobReceiver, BlobWanted
 from fedpipe_wire.blobs import BlobSettings
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.topics import Address
 
 Spoil = Callable[[Path, Path], object]

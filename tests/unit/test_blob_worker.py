@@ -16,7 +16,7 @@ from fedpipe_wire.blob_pumps import BlobArrived, BlobFailed, BlobReceiver, BlobW
 from fedpipe_wire.blob_receiver import SYNC_BYTES
 from fedpipe_wire.blob_worker import DiskWorker
 from fedpipe_wire.blobs import BlobSettings
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.topics import Address
 
 PATIENCE_S = 20.0

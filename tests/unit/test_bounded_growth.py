@@ -14,8 +14,9 @@ from fedpipe_coordinator.record_keeping import LATE_NOTES
 from fedpipe_coordinator.records import RunFolder
 from fedpipe_coordinator.retelling import Event
 from fedpipe_coordinator.watchers import MOST_WAITING, Watchers
+from fedpipe_wire.agent_messages import Failed, Presence, Profile, Progress, Refused
 from fedpipe_wire.blob_bits import BlobDiskError
-from fedpipe_wire.messages import Ack, Failed, Presence, Profile, Progress, Refused
+from fedpipe_wire.coordinator_messages import Ack
 
 
 @pytest.fixture

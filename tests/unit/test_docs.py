@@ -22,7 +22,8 @@ from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.model import ModelShape, WeightShape
 from fedpipe_profiles.plan import Plan, Prediction
 from fedpipe_profiles.values import Value
-from fedpipe_wire.messages import AGENT_CHANNELS, COORDINATOR_CHANNELS, Metrics
+from fedpipe_wire.message_values import Metrics
+from fedpipe_wire.messages import AGENT_CHANNELS, COORDINATOR_CHANNELS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

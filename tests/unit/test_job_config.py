@@ -12,7 +12,7 @@ from fedpipe_coordinator.config import Federation, Job, job_terms, load_federati
 from fedpipe_profiles.settings_file import SettingsError
 from fedpipe_profiles.settings_report import known_keys
 from fedpipe_profiles.values import Settings
-from fedpipe_wire.messages import RunId
+from fedpipe_wire.message_values import RunId
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
 NOW = datetime(2030, 4, 1, 9, 30, tzinfo=UTC)

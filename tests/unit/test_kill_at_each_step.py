@@ -37,7 +37,7 @@ from fedpipe_coordinator.run_events import (
 )
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.store import SqliteStore
-from fedpipe_wire.messages import Ack, EvaluateTask, ScoreTask, SurveyTask, TrainTask
+from fedpipe_wire.coordinator_messages import Ack, EvaluateTask, ScoreTask, SurveyTask, TrainTask
 
 NAMES = ("a", "b")
 WHEN = datetime(2030, 1, 1, tzinfo=UTC)

@@ -23,7 +23,7 @@ from fedpipe_coordinator.run_events import (
     UpdateStored,
 )
 from fedpipe_coordinator.run_state import LateShare, RunState
-from fedpipe_wire.messages import Ack
+from fedpipe_wire.coordinator_messages import Ack
 
 LATE = trained("b", 1)
 

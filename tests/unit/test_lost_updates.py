@@ -18,7 +18,7 @@ from fedpipe_coordinator.run_events import (
     UpdateStored,
 )
 from fedpipe_coordinator.run_state import RunState
-from fedpipe_wire.messages import Ack
+from fedpipe_wire.coordinator_messages import Ack
 
 
 def _closed(min_agents: int = 1) -> Drive:

@@ -16,15 +16,9 @@ from fedpipe_coordinator.run_state import Member
 from fedpipe_coordinator.tasks import score_task, train_task
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.model import ModelShape, WeightShape
-from fedpipe_wire.messages import (
-    MAX_MESSAGE_BYTES,
-    EndTask,
-    Presence,
-    Profile,
-    Scored,
-    ScoreTask,
-    encode,
-)
+from fedpipe_wire.agent_messages import Presence, Profile, Scored
+from fedpipe_wire.coordinator_messages import EndTask, ScoreTask
+from fedpipe_wire.messages import MAX_MESSAGE_BYTES, encode
 
 LONGEST_NUMBER = 2.2250738585072014e-308
 

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
+from fedpipe_wire.agent_messages import Presence
+from fedpipe_wire.coordinator_messages import Ack
 from fedpipe_wire.envelope import Envelope, EnvelopeError, parse
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.messages import (
     MAX_MESSAGE_BYTES,
     SCHEMA_VERSION,
-    Ack,
-    BlobRef,
     MessageError,
-    Presence,
     decode_from_agent,
     decode_from_coordinator,
     encode,

@@ -8,7 +8,7 @@ from run_support import device
 
 from fedpipe_coordinator.registry import Entry, LetIn, Registry, Turned, judge
 from fedpipe_coordinator.run_events import AgentOffline, AgentOnline
-from fedpipe_wire.messages import Presence
+from fedpipe_wire.agent_messages import Presence
 
 
 def _online(session: str, instance: str = "") -> Presence:

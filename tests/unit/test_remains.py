@@ -22,7 +22,8 @@ from fedpipe_coordinator.retelling import retell
 from fedpipe_coordinator.run_events import AgentOnline, Heard, MakePlans, Planned, StopAsked, UpdateStored
 from fedpipe_coordinator.run_machine import step
 from fedpipe_coordinator.run_state import RunState
-from fedpipe_wire.messages import Ack, EndTask, Presence, Profile
+from fedpipe_wire.agent_messages import Presence, Profile
+from fedpipe_wire.coordinator_messages import Ack, EndTask
 
 HEAVY = ("curves", "contribution", "survey", "measurements", "plan", "trained", "late")
 

@@ -16,7 +16,7 @@ from fedpipe_coordinator.run_events import (
     UpdateStored,
 )
 from fedpipe_coordinator.run_state import RunState
-from fedpipe_wire.messages import EvaluateTask, TrainTask
+from fedpipe_wire.coordinator_messages import EvaluateTask, TrainTask
 from fedpipe_wire.moments import Moment
 
 

@@ -45,7 +45,8 @@ from fedpipe_coordinator.run_events import (
 )
 from fedpipe_coordinator.run_machine import WORK_AGAIN_S
 from fedpipe_coordinator.run_state import RunState
-from fedpipe_wire.messages import Ack, EvaluateTask, IdleTask, Refused, TrainTask
+from fedpipe_wire.agent_messages import Refused
+from fedpipe_wire.coordinator_messages import Ack, EvaluateTask, IdleTask, TrainTask
 from fedpipe_wire.moments import Moment
 
 AFTER_DEADLINE_S = 100.0 * DEADLINE_GRACE + DEADLINE_GRACE_S + 1

@@ -9,8 +9,8 @@ from fedpipe_coordinator.run_events import MakePlans
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.work import make_plans
 from fedpipe_profiles.plan import Plan
+from fedpipe_wire.agent_messages import Survey
 from fedpipe_wire.blob_files import BlobStore
-from fedpipe_wire.messages import Survey
 
 SHAPE = tiny_model()
 JOB = Job.model_validate(

@@ -18,7 +18,8 @@ from fedpipe_coordinator.run_events import (
     WorkFailed,
 )
 from fedpipe_coordinator.run_state import IllegalTransitionError, RunState
-from fedpipe_wire.messages import Ack, EndTask, EvaluateTask, Refused, ScoreTask, SurveyTask, TrainTask
+from fedpipe_wire.agent_messages import Refused
+from fedpipe_wire.coordinator_messages import Ack, EndTask, EvaluateTask, ScoreTask, SurveyTask, TrainTask
 
 
 def _online(drive: Drive, *agents: str) -> None:

@@ -11,7 +11,7 @@ from office import Office
 from run_support import device, evaluated, job, scored, survey
 
 from fedpipe_coordinator.records import RecordError, RunFolder
-from fedpipe_wire.messages import Presence, Profile
+from fedpipe_wire.agent_messages import Presence, Profile
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from office import Office
 from run_support import device, job
 
 from fedpipe_coordinator.exchange import TransferDone
-from fedpipe_wire.messages import Presence, Profile
+from fedpipe_wire.agent_messages import Presence, Profile
 
 
 @pytest.fixture

@@ -22,25 +22,15 @@ from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.store import StoreError
 from fedpipe_coordinator.worker import phase_failed
 from fedpipe_wire import envelope
+from fedpipe_wire.agent_messages import BlobMissing, Presence, Profile
 from fedpipe_wire.blob_bits import BlobDiskError, encode_bitmap
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_outcomes import BlobFailed
 from fedpipe_wire.blob_receiver import BlobReceiver
 from fedpipe_wire.blobs import BlobSettings
-from fedpipe_wire.messages import (
-    SCHEMA_VERSION,
-    Ack,
-    BlobMissing,
-    BlobRef,
-    BlobRequest,
-    EndTask,
-    Presence,
-    Profile,
-    TrainTask,
-    TurnedAway,
-    Welcome,
-    encode,
-)
+from fedpipe_wire.coordinator_messages import Ack, BlobRequest, EndTask, TrainTask, TurnedAway, Welcome
+from fedpipe_wire.message_values import BlobRef
+from fedpipe_wire.messages import SCHEMA_VERSION, encode
 from fedpipe_wire.topics import Address
 
 

@@ -20,7 +20,7 @@ from fedpipe_coordinator.run_events import (
 )
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_wire.blob_files import BlobStore
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.tensors import update_spec
 
 

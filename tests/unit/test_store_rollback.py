@@ -8,7 +8,8 @@ import pytest
 from office import Office
 from run_support import device, job, survey
 
-from fedpipe_wire.messages import Presence, Profile, SurveyTask
+from fedpipe_wire.agent_messages import Presence, Profile
+from fedpipe_wire.coordinator_messages import SurveyTask
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from fedpipe_agent.train.serve import MAX_MESSAGE_CHARACTERS, Say, prepare_envir
 from fedpipe_agent.trainer_protocol import ErrorReply, Opened, OpenRequest, Reply, ScoreRequest, SurveyRequest
 from fedpipe_data.errors import MissingFileError
 from fedpipe_data.source import DatasetSource
-from fedpipe_wire.messages import JobTerms
+from fedpipe_wire.message_values import JobTerms
 
 OPEN = OpenRequest(
     run="r",

@@ -14,17 +14,12 @@ import pytest
 from blob_simulation import AGENT, TOPICS, Simulation
 
 from fedpipe_wire import envelope
+from fedpipe_wire.agent_messages import BlobMissing
 from fedpipe_wire.blob_bits import BlobError, all_bits, encode_bitmap
 from fedpipe_wire.blob_pumps import BlobArrived
 from fedpipe_wire.blobs import BlobSettings
-from fedpipe_wire.messages import (
-    BlobMissing,
-    BlobRef,
-    MessageError,
-    decode_from_agent,
-    decode_from_coordinator,
-    encode,
-)
+from fedpipe_wire.message_values import BlobRef
+from fedpipe_wire.messages import MessageError, decode_from_agent, decode_from_coordinator, encode
 from fedpipe_wire.topics import MAX_CHUNKS, TopicError
 
 SETTINGS = BlobSettings(chunk_bytes=100, ask_chunks=4)

@@ -7,7 +7,7 @@ frozen, compared and combined in one operation, and 2 KiB for 4 GiB in chunks of
 import base64
 import binascii
 
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.topics import MAX_CHUNKS
 
 MAX_CHUNK_BYTES = 1_900_000

@@ -20,7 +20,7 @@ from pathlib import Path
 from fedpipe_wire.blob_bits import BlobDiskError, BlobError, check_size
 from fedpipe_wire.blob_partial import PartialBlob, blocks, disk_error, sync_folder
 from fedpipe_wire.blobs import BlobSettings
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 
 RESERVE_BYTES = 64 << 20
 _NAME = re.compile(r"[0-9a-f]{64}")

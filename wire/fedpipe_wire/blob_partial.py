@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedpipe_wire.blob_bits import BlobDiskError, BlobError, all_bits, chunk_count, chunk_span
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 
 _BLOCK_BYTES = 1 << 20
 

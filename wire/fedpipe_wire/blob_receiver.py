@@ -18,7 +18,7 @@ from fedpipe_wire.blob_outcomes import BlobArrived, BlobFailed, BlobWanted, Cloc
 from fedpipe_wire.blob_partial import PartialBlob
 from fedpipe_wire.blob_worker import DiskWorker
 from fedpipe_wire.blobs import BlobSettings
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.topics import Address
 
 SYNC_BYTES = 32 << 20

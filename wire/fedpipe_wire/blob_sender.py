@@ -13,7 +13,7 @@ from fedpipe_wire.blob_bits import BlobError, all_bits, chunk_count, chunk_span,
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.blob_outcomes import BlobFailed, Clock
 from fedpipe_wire.blobs import BlobSettings
-from fedpipe_wire.messages import BlobRef
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.topics import Topics
 from fedpipe_wire.transport import Transport, TransportError
 

@@ -10,7 +10,7 @@ from fedpipe_agent.train.errors import MemoryExceededError, OutOfTimeError
 from fedpipe_agent.train.memory import Meter, is_out_of_memory
 from fedpipe_agent.train.step import losses, set_evaluation
 from fedpipe_profiles.device import MIB
-from fedpipe_wire.messages import Metrics
+from fedpipe_wire.message_values import Metrics
 
 
 class _Sums:

@@ -23,7 +23,7 @@ from fedpipe_profiles.memory import CAUTIOUS_COEFFICIENTS, SAFETY_MARGIN, predic
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
 from fedpipe_profiles.step import DeviceKind, StepConfig
-from fedpipe_wire.messages import JobTerms
+from fedpipe_wire.message_values import JobTerms
 
 SCORING_PART = 0.6
 """Share of the budget that the contribution may take; the rest is for measured steps."""

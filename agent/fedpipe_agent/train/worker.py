@@ -37,7 +37,7 @@ from fedpipe_agent.trainer_protocol import (
 )
 from fedpipe_data.examples import ClassificationExample, load_dataset
 from fedpipe_profiles.device import Bits
-from fedpipe_wire.messages import Metrics
+from fedpipe_wire.message_values import Metrics
 
 EVALUATION_PART = 0.5
 """Share of the time left after loading that the evaluation may take."""

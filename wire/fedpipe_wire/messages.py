@@ -1,6 +1,6 @@
 """The messages of both sides: each a frozen typed value with a `type` that names it, JSON on the wire.
 
-Owns their encoding and the channel of each; their fields stand in `agent_messages.py` and `coordinator_messages.py`. What
+Owns their encoding and channels; their fields stand in `agent_messages.py` and `coordinator_messages.py`. What
 a message means is decided by the state machines that receive it.
 The envelope (schema version, message id, sender's counter) travels in MQTT 5 user properties, so that the payload stays
 plain JSON that a person can read with `mosquitto_sub`.

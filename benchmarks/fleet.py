@@ -245,7 +245,7 @@ rank_ladder = [{size.rank}]
     def _write_settings(self) -> None:
         (self.folder / "logs").mkdir()
         (self.folder / "seams.json").write_text(self.seams.model_dump_json())
-        create_federation(self.home, name=FEDERATION, host="127.0.0.1", port=self.port, managed=True)
+        create_federation(self.home, name=FEDERATION, host="127.0.0.1", port=self.port, managed=True, insecure=True)
         transfer = f"[transfer]\nchunk_kib = {self.settings.chunk_kib}\nsilence_s = {self.settings.silence_s}\n"
         with (self.home / "federation.toml").open("a") as file:
             file.write(transfer)
@@ -262,6 +262,7 @@ federation = "{FEDERATION}"
 [broker]
 host = "127.0.0.1"
 port = {self.port}
+insecure = true
 
 [datasets.{DATASET}]
 path = {json.dumps(str(dataset))}

@@ -133,7 +133,7 @@ class Federation:
 
     def init(self, *more: str) -> None:
         """`fedpipe init`."""
-        ended = fedpipe("init", self.home, "--name", "tests", "--port", str(self.port), *more)
+        ended = fedpipe("init", self.home, "--name", "tests", "--port", str(self.port), "--insecure", *more)
         assert ended.code == 0, ended
 
     def up(self) -> Child:
@@ -144,7 +144,14 @@ class Federation:
         """Write an agent's settings into a folder of its own."""
         folder = self.folder / name
         folder.mkdir(mode=0o700, exist_ok=True)
-        lines = [f'name = "{name}"', 'federation = "tests"', "[broker]", 'host = "127.0.0.1"', f"port = {self.port}"]
+        lines = [
+            f'name = "{name}"',
+            'federation = "tests"',
+            "[broker]",
+            'host = "127.0.0.1"',
+            f"port = {self.port}",
+            "insecure = true",
+        ]
         lines += ["[datasets]", *(f"{key} = {{ path = {json.dumps(str(path))} }}" for key, path in datasets.items())]
         lines += ["[limits]", *(f"{key} = {value}" for key, value in {"threads": 1, **(limits or {})}.items())]
         path = folder / "agent.toml"

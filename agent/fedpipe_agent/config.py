@@ -11,12 +11,13 @@ from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.device import MIB, Limits
 from fedpipe_profiles.settings_file import load_settings
 from fedpipe_profiles.values import Settings
+from fedpipe_wire.tls import check_insecure
 from fedpipe_wire.topics import check_name
 from fedpipe_wire.transfer import TransferSection
 
@@ -78,6 +79,13 @@ class BrokerSettings(Settings):
 
     host: str = Field(min_length=1, max_length=253)
     port: int = Field(default=1883, ge=1, le=65535)
+    insecure: bool = Field(default=False, description="no TLS, no keys, no signatures; on loopback only")
+
+    @field_validator("insecure")
+    @classmethod
+    def _only_on_loopback(cls, insecure: bool, info: ValidationInfo) -> bool:  # noqa: FBT001  # pydantic's signature
+        check_insecure(str(info.data.get("host", "")), insecure=insecure)
+        return insecure
 
 
 class LimitSettings(Settings):

@@ -24,6 +24,7 @@ from fedpipe_coordinator.broker_errors import (
 )
 from fedpipe_coordinator.parent_death import die_with_parent
 from fedpipe_coordinator.ports import answers, check_port, free_port, in_use
+from fedpipe_wire.tls import LOOPBACK
 
 __all__ = [
     "BrokerDiedError",
@@ -38,7 +39,6 @@ __all__ = [
     "write_config",
 ]
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 OLDEST = (2, 0)
 MAX_PACKET_BYTES = 2_000_000
 _SEARCH = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from fedpipe_profiles.settings_file import load_settings
 from fedpipe_profiles.values import Count, Factor, PositiveCount, PositiveSeconds, PositiveSize, Settings
 from fedpipe_wire.message_values import JobTerms
+from fedpipe_wire.tls import check_insecure
 from fedpipe_wire.topics import check_name
 from fedpipe_wire.transfer import TransferSection
 
@@ -150,6 +151,13 @@ class BrokerSection(Settings):
     host: str = Field(default="127.0.0.1", min_length=1, max_length=253)
     port: int = Field(default=1883, ge=1, le=65535)
     managed: bool = Field(default=True, description="`fedpipe up` starts and stops Mosquitto itself")
+    insecure: bool = Field(default=False, description="no TLS, no keys, no signatures; on loopback only")
+
+    @field_validator("insecure")
+    @classmethod
+    def _only_on_loopback(cls, insecure: bool, info: ValidationInfo) -> bool:  # noqa: FBT001  # pydantic's signature
+        check_insecure(str(info.data.get("host", "")), insecure=insecure)
+        return insecure
 
 
 class Federation(Settings):

@@ -18,10 +18,16 @@ port = {port}
 # true: `fedpipe up` starts and stops a Mosquitto of its own on this port.
 # false: it connects to the broker that you run there.
 managed = {managed}
+{insecure}"""
+
+
+_INSECURE = """\
+# No TLS, no keys, no signatures: whoever reaches this port may read and write everything.
+insecure = true
 """
 
 
-def create_federation(folder: Path, *, name: str, host: str, port: int, managed: bool) -> Home:
+def create_federation(folder: Path, *, name: str, host: str, port: int, managed: bool, insecure: bool = False) -> Home:
     """Make a folder with a federation.toml, readable by its owner only.
 
     Raises:
@@ -36,7 +42,9 @@ def create_federation(folder: Path, *, name: str, host: str, port: int, managed:
     try:
         home.path.mkdir(parents=True, exist_ok=True)
         home.path.chmod(0o700)
-        text = _TEMPLATE.format(name=name, host=host, port=port, managed=str(managed).lower())
+        text = _TEMPLATE.format(
+            name=name, host=host, port=port, managed=str(managed).lower(), insecure=_INSECURE if insecure else ""
+        )
         write_atomically(home.settings, text)
     except OSError as error:
         raise CliError(f"{home.path} cannot be made: {error.strerror}", ExitCode.STORE_UNUSABLE) from error

@@ -1,7 +1,8 @@
 """The envelope of a message: MQTT 5 user properties beside the payload, so that the payload stays plain JSON.
 
-Owns the three properties `v` (schema version), `id` (message id) and `n` (the sender's counter). Never looks at the
-payload; whether a counter is new is decided by whoever keeps the counters.
+Owns the properties `v` (schema version), `id` (message id), `n` (the sender's counter), `k` (which key signed) and `s`
+(the signature). Never looks at the payload; whether a counter is new is decided by whoever keeps the counters, and
+whether a signature holds by `sealing.py`.
 """
 
 import re
@@ -13,6 +14,8 @@ MAX_VALUE_CHARS = 512
 MAX_SCHEMA = 1_000_000
 MAX_COUNTER = (1 << 63) - 1
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KEY_ID = re.compile(r"[0-9a-f]{16}")
+_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{86}==")
 
 
 class EnvelopeError(ValueError):
@@ -27,6 +30,8 @@ class Envelope:
         schema: version of the message schema, from 1.
         message_id: 1 to 64 letters, digits, dashes and underscores; alike for every repetition of one message.
         counter: the sender's count of its messages, from 0, never used twice.
+        key: names the key that signed, 16 hexadecimal digits; empty where nothing is signed.
+        signature: of Ed25519, 64 bytes in base64; empty where nothing is signed.
 
     Raises:
         EnvelopeError: if one of them is out of its range.
@@ -35,6 +40,8 @@ class Envelope:
     schema: int
     message_id: str
     counter: int
+    key: str = ""
+    signature: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.schema <= MAX_SCHEMA:
@@ -43,10 +50,17 @@ class Envelope:
             raise EnvelopeError(f"message id {self.message_id[:80]!r} is not 1 to 64 letters, digits, '-' or '_'")
         if not 0 <= self.counter <= MAX_COUNTER:
             raise EnvelopeError(f"counter {self.counter} is outside 0 to {MAX_COUNTER}")
+        if not self.key and not self.signature:
+            return
+        if _KEY_ID.fullmatch(self.key) is None:
+            raise EnvelopeError(f"key {self.key[:80]!r} is not 16 hexadecimal digits")
+        if _SIGNATURE.fullmatch(self.signature) is None:
+            raise EnvelopeError(f"signature {self.signature[:100]!r} is not 64 bytes in base64")
 
     def properties(self) -> dict[str, str]:
         """User properties to publish with the message."""
-        return {"v": str(self.schema), "id": self.message_id, "n": str(self.counter)}
+        signed = {"k": self.key, "s": self.signature} if self.signature else {}
+        return {"v": str(self.schema), "id": self.message_id, "n": str(self.counter)} | signed
 
 
 def parse(properties: Mapping[str, str]) -> Envelope:
@@ -68,7 +82,13 @@ def parse(properties: Mapping[str, str]) -> Envelope:
             raise EnvelopeError(
                 f"user property {name[:40]!r} has {len(value)} characters, at most {MAX_VALUE_CHARS} are read"
             )
-    return Envelope(_number(properties, "v"), properties["id"], _number(properties, "n"))
+    return Envelope(
+        _number(properties, "v"),
+        properties["id"],
+        _number(properties, "n"),
+        properties.get("k", ""),
+        properties.get("s", ""),
+    )
 
 
 def _number(properties: Mapping[str, str], name: str) -> int:

@@ -99,7 +99,7 @@ def decode_from_agent(channel: str, payload: bytes, schema: int) -> AgentMessage
     try:
         message = _FROM_AGENT.validate_json(payload)
     except ValidationError as error:
-        raise MessageError(_first_problem(error)) from None
+        raise MessageError(f"malformed message: {problem_of(error)}") from None
     _check_channel(AGENT_CHANNELS[type(message)], channel, message.type)
     return message
 
@@ -114,7 +114,7 @@ def decode_from_coordinator(channel: str, payload: bytes, schema: int) -> Coordi
     try:
         message = _FROM_COORDINATOR.validate_json(payload)
     except ValidationError as error:
-        raise MessageError(_first_problem(error)) from None
+        raise MessageError(f"malformed message: {problem_of(error)}") from None
     _check_channel(COORDINATOR_CHANNELS[type(message)], channel, message.type)
     return message
 
@@ -133,7 +133,8 @@ def _check_channel(expected: str, channel: str, kind: str) -> None:
         raise MessageError(f"{kind} came on channel {channel!r}, it belongs on {expected!r}")
 
 
-def _first_problem(error: ValidationError) -> str:
+def problem_of(error: ValidationError) -> str:
+    """The first thing that is wrong with what was to become a value, and how many there are; nothing of its content."""
     problem = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in problem["loc"]) or "message"
-    return f"malformed message: {place}: {problem['msg']} ({error.error_count()} problems)"
+    return f"{place}: {problem['msg']} ({error.error_count()} problems)"

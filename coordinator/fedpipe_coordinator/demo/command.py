@@ -69,7 +69,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     data = _write_data(options, silos, console.print)
     port = free_port()
     home = Home(options.out / "federation")
-    create_federation(home.path, name="demo", host="127.0.0.1", port=port, managed=True)
+    create_federation(home.path, name="demo", host="127.0.0.1", port=port, managed=True, insecure=True)
     limits = _memory_limits(silos, model, options.task, data[0].path)
     configurations = _write_agents(silos, data, port, limits)
     job_file = options.out / "job.toml"

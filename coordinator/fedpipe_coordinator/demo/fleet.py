@@ -56,6 +56,7 @@ def agent_toml(silo: Silo, *, port: int, data: Path, memory_mib: int | None) -> 
         "[broker]",
         'host = "127.0.0.1"',
         f"port = {port}",
+        "insecure = true",
         "",
         "[datasets.demo]",
         f"path = {json.dumps(str(data))}",

@@ -8,30 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from coordinator_alone import coordinator_alone
 from federation import Federation, children_of, fedpipe, wait_for
-from mosquitto_support import mosquitto_or_skip
 
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.home_lock import holder
 
-JOB = """\
-[job]
-name = "words"
-model = "m"
-task = "causal-lm"
-[data]
-dataset = "words"
-[rounds]
-number = 2
-"""
-
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
-    mosquitto_or_skip()
-    (tmp_path / "job.toml").write_text(JOB)
-    with Federation(tmp_path) as federation:
-        federation.init()
+    with coordinator_alone(tmp_path) as federation:
         yield federation
 
 

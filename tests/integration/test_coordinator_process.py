@@ -13,24 +13,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from coordinator_alone import coordinator_alone
 from federation import Ended, Federation, fedpipe, kill, wait_for
-from mosquitto_support import mosquitto_or_skip
 
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.store import SqliteStore
-
-JOB = """\
-[job]
-name = "words"
-model = "m"
-task = "causal-lm"
-
-[data]
-dataset = "words"
-
-[rounds]
-number = 2
-"""
 
 
 def _child(pid: int, name: str) -> int | None:
@@ -49,10 +36,7 @@ def _phases(federation: Federation) -> dict[str, str]:
 
 @pytest.fixture
 def federation(tmp_path: Path) -> Iterator[Federation]:
-    mosquitto_or_skip()
-    (tmp_path / "job.toml").write_text(JOB)
-    with Federation(tmp_path) as federation:
-        federation.init()
+    with coordinator_alone(tmp_path) as federation:
         yield federation
 
 
@@ -87,8 +71,11 @@ def test_a_killed_coordinator_goes_on_at_once_and_in_another_place(federation: F
     assert (federation.home / "control.sock").exists()
     again = federation.up()  # while the killed one's broker may still hold the port
     wait_for("the run goes on", lambda: _phases(federation) == {run: "surveying"}, [again])
-    assert _child(again.process.pid, "mosquitto") != broker
+    broker_again = _child(again.process.pid, "mosquitto")
+    assert broker_again != broker
     kill(again)
+    # it ends with its parent, and saves its database meanwhile
+    wait_for("its broker has ended", lambda: not Path(f"/proc/{broker_again}").exists())
 
     moved = Federation(tmp_path / "moved", federation.port)
     moved.folder.mkdir()

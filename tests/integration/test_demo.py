@@ -29,6 +29,7 @@ def agents_of(summary: dict[str, Any], round_: int) -> list[dict[str, Any]]:
     return [agent for agent in summary["rounds"][round_ - 1]["agents"] if "bits" in agent]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_four_unlike_silos_learn_together(tmp_path: Path) -> None:
@@ -44,6 +45,7 @@ def test_four_unlike_silos_learn_together(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).exists()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real data sets at ../shared/data")

@@ -20,7 +20,7 @@ from slow_line import Line, Quality, line
 from benchmarks.transfer import Figures, Process, make_blob
 from fedpipe_coordinator.broker import find_mosquitto, write_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 SLOW = Quality(bps=20e6, delay_s=0.001)
 LONG = Quality(delay_s=0.1)
 LOSSY = Quality(bps=20e6, delay_s=0.001, lost=0.02)

@@ -172,15 +172,23 @@ def _refuse(monkeypatch: pytest.MonkeyPatch, name: str) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(RunFolder, name, before)
 
 
-@pytest.mark.parametrize("refused", ["append", "write_summary", "writing", "make_again"])
-def test_an_end_that_could_not_be_written_is_written_later(
-    office: Office, now: list[float], monkeypatch: pytest.MonkeyPatch, refused: str
-) -> None:
+def _stopped_unwritten(
+    office: Office, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> tuple[str, Path, Callable[[], None]]:
+    """A run that was stopped while its folder refuses something; the folder, and what lets it take all again."""
     run = _training(office)
     path = _folder(office, run)
     (path / "adapter").mkdir()
     restore = _refuse(monkeypatch, refused)
     office.ask(op="stop", run=run)
+    return run, path, restore
+
+
+@pytest.mark.parametrize("refused", ["append", "write_summary", "writing", "make_again"])
+def test_an_end_that_could_not_be_written_is_written_later(
+    office: Office, now: list[float], monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    run, path, restore = _stopped_unwritten(office, monkeypatch, refused)
     assert "Operation not permitted" in _status(office, run)["note"]
     now[0] += 31
     office.settle()
@@ -202,11 +210,7 @@ def test_an_end_that_could_not_be_written_is_written_later(
 def test_an_end_that_could_not_be_written_is_written_after_a_restart(
     office: Office, now: list[float], monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
-    run = _training(office)
-    path = _folder(office, run)
-    (path / "adapter").mkdir()
-    restore = _refuse(monkeypatch, refused)
-    office.ask(op="stop", run=run)
+    run, path, restore = _stopped_unwritten(office, monkeypatch, refused)
     office.stop()
     office.start()  # which does not succeed either
     office.stop()

@@ -13,12 +13,25 @@ from datetime import datetime
 from typing import Literal
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 MAX_PEM_BYTES = 16_384
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.AttributeNotFound,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises at what a stranger wrote into a certificate, a request or a key; often only when a part of
+it is looked at."""
 SIGNING_PURPOSE = ObjectIdentifier("1.3.6.1.5.5.7.3.36")
 """id-kp-documentSigning (RFC 9336): not a purpose that TLS accepts."""
 _PURPOSES = {
@@ -47,7 +60,7 @@ def load_certificate(pem: str, what: str) -> x509.Certificate:
         raise CertificateError(f"{what} has {len(pem)} characters, at most {MAX_PEM_BYTES} are read")
     try:
         return x509.load_pem_x509_certificate(pem.encode())
-    except (ValueError, x509.InvalidVersion) as error:
+    except UNREADABLE as error:
         raise CertificateError(f"{what} is not a certificate in PEM: {str(error)[:200]}") from None
 
 
@@ -84,14 +97,20 @@ def read_fingerprint(text: str) -> str:
 
 def name_of(certificate: x509.Certificate) -> str:
     """The common name; empty where there is none or more than one."""
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if len(names) == 1 else ""
+    return _only(certificate, NameOID.COMMON_NAME)
 
 
 def federation_of(certificate: x509.Certificate) -> str:
     """The organisation, which is the federation's name; empty where there is none or more than one."""
-    names = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    return str(names[0].value) if len(names) == 1 else ""
+    return _only(certificate, NameOID.ORGANIZATION_NAME)
+
+
+def _only(certificate: x509.Certificate, part: x509.ObjectIdentifier) -> str:
+    try:
+        found = certificate.subject.get_attributes_for_oid(part)
+    except UNREADABLE:
+        return ""
+    return str(found[0].value) if len(found) == 1 else ""
 
 
 def check_authority(ca: x509.Certificate, now: datetime) -> None:
@@ -103,7 +122,7 @@ def check_authority(ca: x509.Certificate, now: datetime) -> None:
     try:
         constraints = ca.extensions.get_extension_for_class(x509.BasicConstraints).value
         ca.verify_directly_issued_by(ca)
-    except (x509.ExtensionNotFound, InvalidSignature, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise CertificateError(f"the federation's certificate does not stand for itself: {error}") from None
     if not constraints.ca:
         raise CertificateError("the federation's certificate may not sign others: make the bundle anew")
@@ -121,7 +140,7 @@ def check_issued(
     what = f"the {purpose} certificate of {name}"
     try:
         certificate.verify_directly_issued_by(ca)
-    except (InvalidSignature, ValueError, TypeError):
+    except UNREADABLE:
         raise CertificateError(f"{what} was not issued by this federation ({fingerprint(ca)[:19]}…)") from None
     if federation_of(certificate) != federation:
         raise CertificateError(f"{what} is of federation {federation_of(certificate)!r}, expected {federation!r}")
@@ -129,7 +148,7 @@ def check_issued(
         raise CertificateError(f"{what} is for {name_of(certificate)!r}")
     try:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, ValueError) as error:
+    except UNREADABLE as error:
         raise CertificateError(f"{what} names no purpose: {error}") from None
     if list(usage) != [_PURPOSES[purpose]]:
         raise CertificateError(f"{what} is for another purpose")
@@ -151,7 +170,10 @@ def signing_key_of(certificate: x509.Certificate) -> ed25519.Ed25519PublicKey:
     Raises:
         CertificateError: if its key is of another kind.
     """
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except UNREADABLE as error:
+        raise CertificateError(f"the key of a signing certificate is not readable: {str(error)[:200]}") from None
     if not isinstance(key, ed25519.Ed25519PublicKey):
         raise CertificateError("a signing certificate must hold an Ed25519 key")
     return key
@@ -191,5 +213,5 @@ def load_login_key(pem: bytes, what: str) -> ec.EllipticCurvePrivateKey:
 def _load_private(pem: bytes, what: str) -> object:
     try:
         return serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise CertificateError(f"{what} is not a private key in PEM: {str(error)[:200]}") from None

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from fedpipe_profiles.values import Value
 from fedpipe_wire.certificates import (
     MAX_PEM_BYTES,
+    UNREADABLE,
     CertificateError,
     check_authority,
     check_issued,
@@ -146,7 +147,7 @@ def check_request(request: Request) -> tuple[x509.CertificateSigningRequest, ed2
         fits = csr.is_signature_valid
         key = csr.public_key()
         names = [str(each.value) for each in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    except (ValueError, TypeError, x509.InvalidVersion) as error:
+    except UNREADABLE as error:
         raise EnrolmentError(f"the login request is not PKCS #10 in PEM: {str(error)[:200]}") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise EnrolmentError("the login key is not of P-256: make the request with `fedpipe-agent init`")

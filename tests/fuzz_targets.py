@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -186,7 +187,8 @@ def certificate(data: bytes) -> bool:
 
 
 def _pem(kind: str, der: bytes) -> str:
-    return f"-----BEGIN {kind}-----\n{base64.b64encode(der).decode()}\n-----END {kind}-----\n"
+    lines = textwrap.wrap(base64.b64encode(der).decode(), 64)
+    return "\n".join([f"-----BEGIN {kind}-----", *lines, f"-----END {kind}-----", ""])
 
 
 def _der(pem: str) -> bytes:

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from fedpipe_wire.hash_chain import START, chained, check
 
-VALUES = st.none() | st.booleans() | st.integers(-(1 << 60), 1 << 60) | st.floats(allow_nan=False) | st.text()
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 60), 1 << 60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
 LINES = st.lists(
     st.dictionaries(st.text().filter(lambda name: name not in ("prev", "hash")), VALUES, max_size=4),
     min_size=1,
@@ -63,6 +69,11 @@ def test_a_line_that_was_taken_out_moved_or_doubled_shows(lines: list[dict[str, 
     if place:
         swapped = [*made[: place - 1], made[place], made[place - 1], *made[place + 1 :]]
         assert check(swapped) == place
+
+
+@pytest.mark.parametrize("text", ['{"loss": NaN, "prev": "", "hash": "0"}', "[" * 900 + "]" * 900, "7", "null"])
+def test_what_nobody_wrote_so_breaks_the_chain(text: str) -> None:
+    assert check([json.loads(text)]) == 1
 
 
 def test_a_hash_is_that_of_the_line_written_small_and_in_order() -> None:

@@ -55,6 +55,8 @@ def test_a_changed_line_shows_at_its_place(lines: list[dict[str, Any]], data: st
             harmed[how] = "0" * 64
         case "drop":
             del harmed["hash"]
+        case _:
+            pass
     made[place] = "no object" if how == "text" else harmed
     assert check(made) == place + 1
 

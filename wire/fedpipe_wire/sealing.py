@@ -11,7 +11,7 @@ import hashlib
 import struct
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
@@ -26,6 +26,8 @@ from fedpipe_wire.transport import Received
 COORDINATOR = "_coordinator"
 """The coordinator's name among senders; no agent can be named so."""
 WILL = "will-"
+MAX_INSTANCES = 256
+"""How many state folders may count under one key: what a sender can have remembered of it is bounded."""
 _DOMAIN = b"fedpipe message 1"
 _KEY_ID_DIGITS = 16
 
@@ -54,6 +56,7 @@ def signed_bytes(sender: str, topic: str, outside: Envelope, payload: bytes, *, 
         str(outside.schema).encode(),
         outside.message_id.encode(),
         str(outside.counter).encode(),
+        outside.instance.encode(),
         b"retain" if retain else b"",
         payload,
     )
@@ -68,25 +71,22 @@ class Sealer:
         sender: The agent's name, or `COORDINATOR`.
         next_counter: Gives a number that was never used before.
         key: Signs; None where the federation was made without keys.
+        instance: Names whose counter that is, where there may be two of this sender.
     """
 
     sender: str
     next_counter: Callable[[], int]
     key: Ed25519PrivateKey | None = None
+    instance: str = ""
 
     def seal(self, topic: str, payload: bytes, *, retain: bool = False, message_id: str | None = None) -> Envelope:
         """The envelope of a message; each call uses up a counter."""
-        plain = Envelope(SCHEMA_VERSION, message_id or uuid.uuid4().hex, self.next_counter())
+        name = message_id or uuid.uuid4().hex
+        plain = Envelope(SCHEMA_VERSION, name, self.next_counter(), instance=self.instance)
         if self.key is None:
             return plain
         signature = self.key.sign(signed_bytes(self.sender, topic, plain, payload, retain=retain))
-        return Envelope(
-            plain.schema,
-            plain.message_id,
-            plain.counter,
-            key_id(self.key.public_key()),
-            base64.b64encode(signature).decode(),
-        )
+        return replace(plain, key=key_id(self.key.public_key()), signature=base64.b64encode(signature).decode())
 
 
 Keys = Mapping[str, Ed25519PublicKey]
@@ -99,7 +99,7 @@ class Inspector:
     Args:
         keys: The keys of a sender that count now, None for a sender that is not of this federation; None in its place
             where the federation was made without keys, and nothing but counters can be judged.
-        heard: What was heard before, by `owner/key`, as `dirty` gave it out.
+        heard: What was heard before, by `sender/key/instance`, as `dirty` gave it out.
         retained: Topics, by their last level, whose message the broker keeps.
     """
 
@@ -156,9 +156,10 @@ class Inspector:
             raise SealError("forged", f"the signature is not {sender}'s for this message on this topic") from None
 
     def _check_counter(self, sender: str, event: Received, outside: Envelope, *, is_state: bool) -> None:
-        name = f"{sender}/{outside.key}"
-        heard = self._heard.get(name, Heard())
-        counter = outside.counter
+        name = f"{sender}/{outside.key}/{outside.instance}"
+        heard, counter = self._heard.get(name), outside.counter
+        if heard is None:
+            heard = self._first_heard(f"{sender}/{outside.key}/")
         if is_state and outside.message_id.startswith(WILL):
             return  # the broker says it again whenever the connection breaks; it speaks of its own session only
         fresh = heard.fresh(counter)
@@ -172,3 +173,10 @@ class Inspector:
         if after != heard:
             self._heard[name] = after
             self._dirty.add(name)
+
+    def _first_heard(self, of: str) -> Heard:
+        if sum(name.startswith(of) for name in self._heard) >= MAX_INSTANCES:
+            raise SealError(
+                "replayed", f"more than {MAX_INSTANCES} state folders count under this key: enrol its agent anew"
+            )
+        return Heard()

@@ -15,7 +15,8 @@ MAX_SCHEMA = 1_000_000
 MAX_COUNTER = (1 << 63) - 1
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY_ID = re.compile(r"[0-9a-f]{16}")
-_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{86}==")
+_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{85}[AQgw]==")
+"""64 bytes in base64; the last digit holds two bits, and other digits would be another text for the same bytes."""
 
 
 class EnvelopeError(ValueError):
@@ -93,6 +94,6 @@ def parse(properties: Mapping[str, str]) -> Envelope:
 
 def _number(properties: Mapping[str, str], name: str) -> int:
     text = properties[name]
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNTER))):
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNTER)) and text == str(int(text))):
         raise EnvelopeError(f"user property {name!r} is {text[:40]!r}, not a whole number")
     return int(text)

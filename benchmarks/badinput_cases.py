@@ -1,4 +1,7 @@
-"""What a case of bad input is, and what becomes of it. Owns the verdicts; what is sent is said beside each kind of case."""
+"""What a case of bad input is, and what becomes of it.
+
+Owns the verdicts; what is sent is said beside each kind of case.
+"""
 
 import re
 from collections.abc import Callable, Iterable

@@ -1,8 +1,8 @@
 """The envelope of a message: MQTT 5 user properties beside the payload, so that the payload stays plain JSON.
 
 Owns the properties `v` (schema version), `id` (message id), `n` (the sender's counter), `i` (which copy of the sender
-counts), `k` (which key signed) and `s` (the signature). Never looks at the payload; whether a counter is new is decided by whoever keeps the counters, and
-whether a signature holds by `sealing.py`.
+counts), `k` (which key signed) and `s` (the signature). Never looks at the payload; whether a counter is new, and whether
+a signature holds, is judged by `sealing.py`.
 """
 
 import re
@@ -16,7 +16,8 @@ MAX_COUNTER = (1 << 63) - 1
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _INSTANCE = re.compile(r"[0-9a-f]{0,32}")
 _KEY_ID = re.compile(r"[0-9a-f]{16}")
-_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{86}==")
+_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{85}[AQgw]==")
+"""64 bytes in base64; the last digit holds two bits, and other digits would be another text for the same bytes."""
 
 
 class EnvelopeError(ValueError):
@@ -101,6 +102,6 @@ def parse(properties: Mapping[str, str]) -> Envelope:
 
 def _number(properties: Mapping[str, str], name: str) -> int:
     text = properties[name]
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNTER))):
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNTER)) and text == str(int(text))):
         raise EnvelopeError(f"user property {name!r} is {text[:40]!r}, not a whole number")
     return int(text)

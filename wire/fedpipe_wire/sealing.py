@@ -11,7 +11,7 @@ import hashlib
 import struct
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
@@ -26,8 +26,12 @@ from fedpipe_wire.transport import Received
 COORDINATOR = "_coordinator"
 """The coordinator's name among senders; no agent can be named so."""
 WILL = "will-"
+"""How the message id of a last will begins."""
 MAX_INSTANCES = 256
 """How many state folders may count under one key: what a sender can have remembered of it is bounded."""
+RETAINED_BY_AGENTS = frozenset({"presence", "profile"})
+RETAINED_BY_COORDINATOR = frozenset({"run"})
+"""Topics, by their last level, whose last message the broker keeps."""
 _DOMAIN = b"fedpipe message 1"
 _KEY_ID_DIGITS = 16
 
@@ -72,12 +76,18 @@ class Sealer:
         next_counter: Gives a number that was never used before.
         key: Signs; None where the federation was made without keys.
         instance: Names whose counter that is, where there may be two of this sender.
+        key_name: Names the key, as `key_id`; empty without one.
     """
 
     sender: str
     next_counter: Callable[[], int]
     key: Ed25519PrivateKey | None = None
     instance: str = ""
+    key_name: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        if self.key is not None:
+            object.__setattr__(self, "key_name", key_id(self.key.public_key()))
 
     def seal(self, topic: str, payload: bytes, *, retain: bool = False, message_id: str | None = None) -> Envelope:
         """The envelope of a message; each call uses up a counter."""
@@ -86,7 +96,8 @@ class Sealer:
         if self.key is None:
             return plain
         signature = self.key.sign(signed_bytes(self.sender, topic, plain, payload, retain=retain))
-        return replace(plain, key=key_id(self.key.public_key()), signature=base64.b64encode(signature).decode())
+        text = base64.b64encode(signature).decode()
+        return replace(plain, key=self.key_name, signature=text)
 
 
 Keys = Mapping[str, Ed25519PublicKey]
@@ -156,21 +167,21 @@ class Inspector:
             raise SealError("forged", f"the signature is not {sender}'s for this message on this topic") from None
 
     def _check_counter(self, sender: str, event: Received, outside: Envelope, *, is_state: bool) -> None:
-        name = f"{sender}/{outside.key}/{outside.instance}"
+        # Where nothing is signed, the key is what anybody writes.
+        of = f"{sender}/{outside.key if self._keys is not None else ''}/"
+        name = f"{of}{outside.instance}"
         heard, counter = self._heard.get(name), outside.counter
         if heard is None:
-            heard = self._first_heard(f"{sender}/{outside.key}/")
+            heard = self._first_heard(of)
         if is_state and outside.message_id.startswith(WILL):
             return  # the broker says it again whenever the connection breaks; it speaks of its own session only
-        fresh = heard.fresh(counter)
-        if is_state and heard.latest(event.topic, counter) and (fresh or heard.kept.get(event.topic) == counter):
+        if is_state and heard.latest(event.topic, counter):
             after = heard.keeping(event.topic, counter)
-            after = after.with_counter(counter) if fresh else after
-        elif fresh and not is_state:
+        elif heard.fresh(counter) and not is_state:
             after = heard.with_counter(counter)
         else:
             raise SealError("replayed", f"message {counter} of {sender} was heard before, or is older than what was")
-        if after != heard:
+        if after is not heard:
             self._heard[name] = after
             self._dirty.add(name)
 

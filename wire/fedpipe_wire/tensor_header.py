@@ -17,6 +17,7 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 100_000
 _MAX_DIMENSIONS = 8
 _MAX_NAME = 512
+_MAX_SHOWN = 120
 _LENGTH_BYTES = 8
 NUMPY_DTYPES = {
     "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "I16": "<i2", "U16": "<u2", "I32": "<i4",
@@ -52,6 +53,11 @@ class Entry:
 
     spec: TensorSpec
     begin: int
+
+
+def shown(name: str) -> str:
+    """A tensor's name as a message may tell it: short, in plain characters, whatever a stranger wrote there."""
+    return name if len(name) <= _MAX_SHOWN and name.isascii() and name.isprintable() else ascii(name[:_MAX_SHOWN])
 
 
 def spec_of(values: NDArray[Any]) -> TensorSpec:
@@ -138,9 +144,9 @@ def _parse_entry(name: str, raw: object, label: str) -> Entry:
         ):
             spec = TensorSpec(tuple(shape), dtype)
         case _:
-            raise TensorError(f"{label}: malformed entry {name[:200]!r}: {str(raw)[:200]}")
+            raise TensorError(f"{label}: malformed entry {shown(name)}: {ascii(raw)[:200]}")
     if end - begin != spec.nbytes:
-        raise TensorError(f"{label}: {name}: {spec} needs {spec.nbytes} bytes, has {end - begin}")
+        raise TensorError(f"{label}: {shown(name)}: {spec} needs {spec.nbytes} bytes, has {end - begin}")
     return Entry(spec, begin)
 
 
@@ -148,7 +154,7 @@ def _check_contiguous(entries: Mapping[str, Entry], data_bytes: int, label: str)
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].spec.nbytes)):
         if entry.begin != end:
-            raise TensorError(f"{label}: {name} begins at {entry.begin}, expected {end}")
+            raise TensorError(f"{label}: {shown(name)} begins at {entry.begin}, expected {end}")
         end += entry.spec.nbytes
     if end != data_bytes:
         raise TensorError(f"{label}: the tensors take {end} bytes, the file has {data_bytes}")

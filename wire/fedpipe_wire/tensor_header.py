@@ -17,6 +17,8 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 100_000
 _MAX_DIMENSIONS = 8
 _MAX_NAME = 512
+_MAX_NUMBER = (1 << 63) - 1
+_SHOWN = 200
 _LENGTH_BYTES = 8
 NUMPY_DTYPES = {
     "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "I16": "<i2", "U16": "<u2", "I32": "<i4",
@@ -52,6 +54,12 @@ class Entry:
 
     spec: TensorSpec
     begin: int
+
+
+def shown(name: str) -> str:
+    """A name from elsewhere as messages show it: cut, and escaped where a terminal or a message could not carry it."""
+    cut = name[:_SHOWN]
+    return cut if cut.isprintable() else ascii(cut)
 
 
 def spec_of(values: NDArray[Any]) -> TensorSpec:
@@ -134,13 +142,13 @@ def _parse_entry(name: str, raw: object, label: str) -> Entry:
             and dtype in _ITEM_BYTES
             and len(shape) <= _MAX_DIMENSIONS
             and len(name) <= _MAX_NAME
-            and all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+            and all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in (*shape, begin, end))
         ):
             spec = TensorSpec(tuple(shape), dtype)
         case _:
-            raise TensorError(f"{label}: malformed entry {name[:200]!r}: {str(raw)[:200]}")
+            raise TensorError(f"{label}: malformed entry {name[:_SHOWN]!a}: {shown(str(raw))}")
     if end - begin != spec.nbytes:
-        raise TensorError(f"{label}: {name}: {spec} needs {spec.nbytes} bytes, has {end - begin}")
+        raise TensorError(f"{label}: {shown(name)}: {spec} needs {spec.nbytes} bytes, has {end - begin}")
     return Entry(spec, begin)
 
 
@@ -148,7 +156,7 @@ def _check_contiguous(entries: Mapping[str, Entry], data_bytes: int, label: str)
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].spec.nbytes)):
         if entry.begin != end:
-            raise TensorError(f"{label}: {name} begins at {entry.begin}, expected {end}")
+            raise TensorError(f"{label}: {shown(name)} begins at {entry.begin}, expected {end}")
         end += entry.spec.nbytes
     if end != data_bytes:
         raise TensorError(f"{label}: the tensors take {end} bytes, the file has {data_bytes}")

@@ -29,6 +29,7 @@ from fedpipe_wire.tensor_header import (
     TensorError,
     TensorSpec,
     read_header,
+    shown,
     spec_of,
 )
 from fedpipe_wire.tensor_writer import TensorWriter
@@ -134,15 +135,15 @@ def check_tensors(header: Mapping[str, TensorSpec], expected: Mapping[str, Tenso
         TensorError: naming the missing, the unexpected and the differing tensors.
     """
     problems = [f"missing {name}" for name in expected if name not in header]
-    problems += [f"unexpected {name[:200]}" for name in header if name not in expected]
+    problems += [f"unexpected {shown(name)}" for name in header if name not in expected]
     problems += [
         f"{name}: expected {spec}, got {header[name]}"
         for name, spec in expected.items()
         if name in header and header[name] != spec
     ]
     if problems:
-        shown = "; ".join(problems[:5])
-        raise TensorError(f"{len(problems)} tensors do not fit the plan: {shown}")
+        first = "; ".join(problems[:5])
+        raise TensorError(f"{len(problems)} tensors do not fit the plan: {first}")
 
 
 class TensorFile:
@@ -195,7 +196,7 @@ class TensorFile:
             values = self.read(name)
             if not np.isfinite(values).all():
                 count = int(np.count_nonzero(~np.isfinite(values)))
-                raise TensorError(f"{name}: {count} of {values.size} values are not finite")
+                raise TensorError(f"{shown(name)}: {count} of {values.size} values are not finite")
 
     def close(self) -> None:
         """Close the file. May be called twice."""

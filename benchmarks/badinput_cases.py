@@ -55,7 +55,13 @@ def judge(case: Case) -> Result:
         return Result(case, "crashed", str(error))
     except Exception as error:  # noqa: BLE001 - whatever else comes out is what this looks for
         return Result(case, "crashed", f"{type(error).__name__}: {error}")
-    return Result(case, "refused" if re.search(case.says, answer) else "unclear", answer)
+    fits = re.search(case.says, answer) is not None and _harmless(answer)
+    return Result(case, "refused" if fits else "unclear", answer)
+
+
+def _harmless(answer: str) -> bool:
+    """Whether a terminal may show it: what a stranger wrote could hold escape sequences."""
+    return all(char.isprintable() or char in "\n\t" for char in answer)
 
 
 def count(results: Iterable[Result], *verdicts: Verdict) -> int:

@@ -36,6 +36,24 @@ def footprint(pid: int) -> Footprint | None:
     )
 
 
+def resident_bytes(pid: int | None = None, *, peak: bool = False) -> int:
+    """Resident set size of a process (this one if None), or its peak since `watch_peak`; 0 where it is gone."""
+    try:
+        fields = _fields(_PROC / ("self" if pid is None else str(pid)) / "status")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return KIB * fields.get("VmHWM" if peak else "VmRSS", 0)
+
+
+def watch_peak(pid: int | None = None) -> None:
+    """Let a process's peak begin anew at what it holds now.
+
+    Raises:
+        OSError: if there is no such process, or it is another user's.
+    """
+    (_PROC / ("self" if pid is None else str(pid)) / "clear_refs").write_text("5")
+
+
 def pss_bytes(pids: Iterable[int]) -> int:
     """Proportional set size of these processes, summed; those that are gone count nothing."""
     found = (footprint(pid) for pid in pids)

@@ -84,6 +84,7 @@ MALFORMED: dict[str, Callable[[Path], object]] = {
     "negative size": lambda p: raw_file(p, {"a": entry(0, 4, [-1])}, b"1234"),
     "a size that is true": lambda p: raw_file(p, {"a": entry(0, 4, [True])}, b"1234"),
     "a fractional size": lambda p: raw_file(p, {"a": {**entry(0, 4, [1]), "shape": [1.0]}}, b"1234"),
+    "a size of 4,000 digits": lambda p: raw_file(p, {"a": entry(0, 4, [10**4000])}, b"1234"),
     "nine dimensions": lambda p: raw_file(p, {"a": entry(0, 4, [1] * 9)}, b"1234"),
     "shape and bytes differ": lambda p: raw_file(p, {"a": entry(0, 4, [2])}, b"1234"),
     "end before begin": lambda p: raw_file(p, {"a": entry(4, 0, [1])}, b"1234"),
@@ -261,6 +262,34 @@ def test_check_tensors_names_every_kind_of_difference() -> None:
     assert "unexpected d" in message
     assert "a: expected F32 [2, 3], got F32 [3, 2]" in message
     assert "b: expected F32 [2], got F16 [2]" in message
+
+
+@pytest.mark.parametrize("name", ["\x1b[2Jowned", "\ud800", "a\nb", "\u202e", "n" * 400, "a\x07" * 200])
+def test_a_hostile_name_is_shown_harmlessly_and_in_bounds(tmp_path: Path, name: str) -> None:
+    bad: dict[str, tuple[object, bytes]] = {
+        "unfit": (entry(0, 4, [1]), b"1234"),
+        "gap": (entry(4, 8, [1]), b"12345678"),
+        "size": (entry(0, 4, [2]), b"1234"),
+        "form": ({"dtype": name}, b"1234"),
+        "nan": (entry(0, 4, [1]), b"\xff" * 4),
+    }
+    for kind, (form, data) in bad.items():
+        path = raw_file(tmp_path / kind, {name: form}, data)
+        said = _refusal(path, unfit=kind == "unfit")
+        assert said.isprintable(), kind
+        assert len(said.encode()) < 3000, kind
+
+
+def _refusal(path: Path, *, unfit: bool) -> str:
+    try:
+        header = inspect_header(path, max_bytes=10_000)
+        if unfit:
+            check_tensors(header, {})
+        with TensorFile(path) as tensors:
+            tensors.check_finite()
+    except TensorError as error:
+        return str(error)
+    pytest.fail("it was let in")
 
 
 def plan(components: dict[str, tuple[int, ...]]) -> Plan:

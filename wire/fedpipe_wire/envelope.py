@@ -1,8 +1,8 @@
 """The envelope of a message: MQTT 5 user properties beside the payload, so that the payload stays plain JSON.
 
 Owns the properties `v` (schema version), `id` (message id), `n` (the sender's counter), `i` (which copy of the sender
-counts), `k` (which key signed) and `s` (the signature). Never looks at the payload; whether a counter is new, and whether
-a signature holds, is judged by `sealing.py`.
+counts), `k` (which key signed) and `s` (the signature). Never looks at the payload; whether a counter is new and a
+signature holds is judged by `sealing.py`.
 """
 
 import re

@@ -18,6 +18,7 @@ MAX_TENSORS = 100_000
 _MAX_DIMENSIONS = 8
 _MAX_NAME = 512
 _MAX_SHOWN = 120
+_MAX_NUMBER = (1 << 63) - 1
 _LENGTH_BYTES = 8
 NUMPY_DTYPES = {
     "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "I16": "<i2", "U16": "<u2", "I32": "<i4",
@@ -140,7 +141,7 @@ def _parse_entry(name: str, raw: object, label: str) -> Entry:
             and dtype in _ITEM_BYTES
             and len(shape) <= _MAX_DIMENSIONS
             and len(name) <= _MAX_NAME
-            and all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+            and all(type(number) is int and 0 <= number <= _MAX_NUMBER for number in (*shape, begin, end))
         ):
             spec = TensorSpec(tuple(shape), dtype)
         case _:

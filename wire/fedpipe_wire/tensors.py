@@ -194,7 +194,7 @@ class TensorFile:
         if entry is None:
             raise TensorError(f"{self._path.name} has no tensor {name!r}")
         if entry.spec.dtype not in NUMPY_DTYPES:
-            raise TensorError(f"{name} is {entry.spec.dtype}, which numpy cannot hold: send F32")
+            raise TensorError(f"{shown(name)} is {entry.spec.dtype}, which numpy cannot hold: send F32")
         values = np.empty(entry.spec.shape, dtype=NUMPY_DTYPES[entry.spec.dtype])
         self._fill(values.reshape(-1).view(np.uint8), name, entry.begin)
         return values
@@ -203,7 +203,7 @@ class TensorFile:
         """Read bytes of a tensor, from a place counted from the header's end."""
         got = _read_into(self._file.fileno(), values.data, self._data + begin)
         if got != len(values):
-            raise TensorError(f"{name}: expected {len(values)} bytes, got {got}: cut short")
+            raise TensorError(f"{shown(name)}: expected {len(values)} bytes, got {got}: cut short")
 
     def check_finite(self, largest: float = math.inf) -> None:
         """Read every byte of every tensor once, `CHUNK_BYTES` at a time.
@@ -217,7 +217,7 @@ class TensorFile:
         buffer = np.empty(CHUNK_BYTES, np.uint8)
         for name, entry in self._entries.items():
             if entry.spec.dtype not in NUMPY_DTYPES:
-                raise TensorError(f"{name} is {entry.spec.dtype}, which numpy cannot hold: send F32")
+                raise TensorError(f"{shown(name)} is {entry.spec.dtype}, which numpy cannot hold: send F32")
             for begin in range(0, entry.spec.nbytes, CHUNK_BYTES):
                 chunk = buffer[: min(CHUNK_BYTES, entry.spec.nbytes - begin)]
                 self._fill(chunk, name, entry.begin + begin)
@@ -232,12 +232,12 @@ class TensorFile:
         values = self.read(name)
         wild = int(np.count_nonzero(~np.isfinite(values)))
         if wild:
-            raise TensorError(f"{name}: {wild} of {values.size} values are not finite")
+            raise TensorError(f"{shown(name)}: {wild} of {values.size} values are not finite")
         beyond = int(np.count_nonzero(~(np.abs(values) <= largest)))
         if beyond:
             most = float(np.abs(values).max())
             raise TensorError(
-                f"{name}: {beyond} of {values.size} values are beyond {largest:g}, the largest is {most:g}"
+                f"{shown(name)}: {beyond} of {values.size} values are beyond {largest:g}, the largest is {most:g}"
             )
 
     def close(self) -> None:

@@ -13,7 +13,15 @@ from typing import Any
 from pydantic_core import to_json
 
 from fedpipe_coordinator.home import Home
-from fedpipe_coordinator.line_files import Keys, append_lines, last_number, read_lines, replace_bytes, set_aside
+from fedpipe_coordinator.line_files import (
+    Keys,
+    append_lines,
+    last_line,
+    last_number,
+    read_lines,
+    replace_bytes,
+    set_aside,
+)
 from fedpipe_coordinator.metrics import metrics_data
 from fedpipe_coordinator.run_state import Member, RoundResult, RunState
 from fedpipe_profiles.model import ModelShape
@@ -159,6 +167,13 @@ class RunFolder:
     def last_number(self, name: str, key: str) -> int:
         """The value of a key in the last line of a file that can be read; 0 where there is none."""
         return last_number(self.path / name, key, KEYS[name])
+
+    def last_line(self, name: str) -> dict[str, Any] | None:
+        """The last line of a file that can be read, if there is one; none where the file itself cannot be."""
+        try:
+            return last_line(self.path / name, KEYS[name])
+        except OSError:
+            return None
 
     def set_aside(self, name: str) -> str | None:
         """Take out of a file the lines that cannot be read, with a copy beside; what happened, for people."""

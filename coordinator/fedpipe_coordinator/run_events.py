@@ -40,10 +40,11 @@ class AgentOffline:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An agent reported."""
+    """An agent reported; `message_id` is what the envelope names its message by."""
 
     agent: str
     message: Report
+    message_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

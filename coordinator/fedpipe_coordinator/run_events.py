@@ -126,9 +126,10 @@ class AdapterChecked:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The final adapter lies where people can use it."""
+    """The final adapter lies where people can use it; `files` are the hashes of what was written, by name."""
 
     paths: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

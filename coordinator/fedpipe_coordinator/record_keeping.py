@@ -202,10 +202,11 @@ class RecordKeeper:
     def _mend(self, state: RunState, folder: RunFolder, files: Iterable[str] = (AUDIT, ROUNDS)) -> None:
         """Set aside what cannot be read in a run's files; said once, for it is not there any more afterwards."""
         for file in files:
-            text = folder.set_aside(file)
-            if text is not None:
+            done = folder.set_aside(file)
+            if done is not None:
+                text, data = done
                 self._log(f"{state.run}: {text}")
-                self.store(state, (Note("records-damaged", text, None, state.round),))
+                self.store(state, (Note("records-damaged", text, None, state.round, data),))
 
     def told(self, run: str) -> list[Event]:
         """All that watchers were told of a run so far, but for progress."""

@@ -175,17 +175,18 @@ class RunFolder:
         except OSError:
             return None
 
-    def set_aside(self, name: str) -> str | None:
-        """Take out of a file the lines that cannot be read, with a copy beside; what happened, for people."""
+    def set_aside(self, name: str) -> tuple[str, dict[str, Any]] | None:
+        """Take out of a file the lines that cannot be read, with a copy beside; what happened, in words and as data."""
         with self.writing():
             done = set_aside(self.path / name, KEYS[name])
         if done is None:
             return None
         copy, bad = done
-        return (
+        text = (
             f"{bad} lines of {self.path / name} cannot be read: the run goes on with the others. The file as it was "
             f"is kept as {copy.name}; see what changed it, another program or a failing disk"
         )
+        return text, {"file": name, "lines": bad, "copy": copy.name}
 
     def summary(self, state: RunState, exports: dict[str, str]) -> dict[str, Any]:
         """What `summary.json` says."""

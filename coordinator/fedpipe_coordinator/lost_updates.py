@@ -7,7 +7,7 @@ and hold it still. What does not come is told aloud, for it breaks the promise t
 from fedpipe_coordinator.run_events import Damaged, Fetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
-from fedpipe_coordinator.telling import decline
+from fedpipe_coordinator.telling import decline, described
 from fedpipe_wire.agent_messages import Trained
 
 
@@ -37,7 +37,11 @@ def on_outcome(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed)
     """It came again, or it did not; whether nothing is awaited any more."""
     work.update(missing=tuple(each for each in work.state.missing if each != (event.agent, event.sha256)))
     if isinstance(event, UpdateStored):
-        work.note("accepted", f"{event.agent}'s update {event.sha256[:12]} is stored again", agent=event.agent)
+        member = work.state.members[event.agent]
+        trained = _trained(member, event.sha256)
+        data = {} if trained is None else described(member, trained.update)
+        text = f"{event.agent}'s update {event.sha256[:12]} is stored again"
+        work.note("accepted", text, agent=event.agent, data=data)
     else:
         _lose(work, event.agent, event.sha256, event.reason)
     return not work.state.missing

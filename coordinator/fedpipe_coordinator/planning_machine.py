@@ -95,7 +95,8 @@ def on_planned(work: Step, event: Planned) -> None:
         data={
             "deadline_s": event.deadline_s,
             "plans": {
-                name: plan.model_dump(mode="json", exclude={"components"}) | {"ranks": plan.ranks}
+                name: plan.model_dump(mode="json", exclude={"components"})
+                | {"ranks": plan.ranks, "sha256": hashlib.sha256(plan.model_dump_json().encode()).hexdigest()}
                 for name, plan in event.plans.items()
             },
             "none": {name: none.model_dump(mode="json") for name, none in event.none.items()},

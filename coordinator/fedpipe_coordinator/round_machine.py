@@ -48,9 +48,10 @@ def on_work(work: Step, event: AdapterChecked | Planned | Aggregated | Damaged |
         case Damaged():
             if work.state.phase == "aggregating" and event.round == work.state.round:
                 _aggregate_again(work, complete=lost_updates.on_damaged(work, event))
-        case Exported(paths):
+        case Exported(paths, files):
             if work.state.phase == "exporting":
                 work.update(note="", work_at=None)
+                work.note("exported", f"{len(files)} files were exported", data={"files": files})
                 work.to("done")
                 work.note("run-done", "the run is done", data={"paths": paths})
                 work.end_all("the run is done")

@@ -40,10 +40,11 @@ class AgentOffline:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An agent reported."""
+    """An agent reported; `message_id` is what the envelope names its message by."""
 
     agent: str
     message: Report
+    message_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,10 @@ class AdapterChecked:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The final adapter lies where people can use it."""
+    """The final adapter lies where people can use it; `files` are the hashes of what was written, by name."""
 
     paths: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

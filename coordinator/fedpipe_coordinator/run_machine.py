@@ -76,7 +76,9 @@ def _dispatch(work: Step, event: RunEvent) -> None:
         case AgentOffline():
             membership.agent_offline(work, event.agent)
         case Heard():
+            work.heard = (event.agent, event.message_id) if event.message_id else None
             _heard(work, event)
+            work.heard = None
         case Unfit():
             membership.leave_out(work, event.agent, event.reason)
         case UpdateStored() | UpdateRejected() | UpdateDelayed():

@@ -130,6 +130,7 @@ class Member(Value):
     evaluated: Metrics | None = None
     trained: Trained | None = None
     taken: tuple[str, ...] = ()
+    offers: dict[str, str] = Field(default={}, description="of its last updates, the id of the message with each")
     replaced: tuple[Trained, ...] = Field(
         default=(), description="offered in this round before `trained`, not answered"
     )

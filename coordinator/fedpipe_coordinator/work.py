@@ -151,4 +151,13 @@ def export(state: RunState, blobs: BlobStore, folder: RunFolder, merger: Merger)
         shutil.rmtree(folder.merged, ignore_errors=True)
         merger.merge(folder.adapter, state.job.job.model, state.job.job.task, folder.merged)
         paths["merged"] = str(folder.merged)
-    return Exported(paths)
+    return Exported(paths, _hashes(folder.path, [Path(path) for path in paths.values()]))
+
+
+def _hashes(base: Path, folders: list[Path]) -> dict[str, str]:
+    """SHA-256 of every file in some folders, by its place in `base`."""
+    found = {}
+    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            found[str(path.relative_to(base))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

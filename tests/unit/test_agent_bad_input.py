@@ -18,7 +18,7 @@ from fedpipe_wire.agent_messages import Failed, Presence
 from fedpipe_wire.coordinator_messages import Ack, BlobRequest, RunState, TurnedAway, Welcome
 from fedpipe_wire.messages import encode
 
-GOOD = envelope.Envelope(1, "m", 1).properties()
+GOOD = envelope.Envelope(1, "m", 900).properties()
 UNKNOWN = name_of("nobody has this")
 
 
@@ -72,7 +72,7 @@ MESSAGES: dict[str, tuple[str, Callable[[Desk], bytes], dict[str, str], str]] = 
     "a message of a future schema": (
         "task",
         lambda desk: encode(desk.task(2)),
-        envelope.Envelope(7, "m", 1).properties(),
+        envelope.Envelope(7, "m", 900).properties(),
         "message of schema 7, this version reads schema 1: upgrade the older side",
     ),
     "no envelope": ("task", lambda desk: encode(desk.task(2)), {}, "packet without user property v, id, n"),

@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedpipe_wire.envelope import Envelope, EnvelopeError, parse
-from fedpipe_wire.sealing import MAX_INSTANCES, Inspector, SealError, Sealer, key_id
+from fedpipe_wire.sealing import MAX_INSTANCES, Inspector, Sealer, SealError, key_id
 from fedpipe_wire.transport import Received
 
 KEY = Ed25519PrivateKey.generate()

@@ -1,8 +1,8 @@
 """The envelope of a message: MQTT 5 user properties beside the payload, so that the payload stays plain JSON.
 
-Owns the properties `v` (schema version), `id` (message id), `n` (the sender's counter), `i` (which copy of the sender
-counts), `k` (which key signed) and `s` (the signature). Never looks at the payload; whether a counter is new is decided by whoever keeps the counters, and
-whether a signature holds by `sealing.py`.
+Owns the properties `v` (schema version), `id` (message id), `n` (the sender's counter), `i` (which of its state folders
+counts), `k` (which key signed) and `s` (the signature). Never looks at the payload; whether a counter is new is decided
+by whoever keeps the counters, and whether a signature holds by `sealing.py`.
 """
 
 import re

@@ -43,7 +43,8 @@ class MqttTransport:
         host: name or address of the broker.
         port: its TCP port.
         client_id: the session's identity; a second session of the same identity ends the first.
-        will: what the broker publishes, retained, when this session dies without `stop`.
+        will: what the broker publishes, retained, when this session dies without `stop`; or what makes it for each
+            connection.
         credentials: user name and password.
         tls: makes the context of each connection, so that renewed certificates count from the next one on; None speaks
             plain TCP.
@@ -56,7 +57,7 @@ class MqttTransport:
         port: int,
         client_id: str,
         *,
-        will: Will | None = None,
+        will: Will | Callable[[], Will] | None = None,
         credentials: tuple[str, str] | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
         options: MqttOptions = _DEFAULTS,
@@ -135,7 +136,7 @@ class _Dialer:
     host: str
     port: int
     client_id: str
-    will: Will | None
+    will: Will | Callable[[], Will] | None
     credentials: tuple[str, str] | None
     tls: Callable[[], ssl.SSLContext] | None
     options: MqttOptions
@@ -148,9 +149,10 @@ class _Dialer:
             client.tls_set_context(self.tls())
         if self.credentials is not None:
             client.username_pw_set(*self.credentials)
-        if self.will is not None:
-            more = _properties(PacketTypes.WILLMESSAGE, self.will.properties)
-            client.will_set(self.will.topic, self.will.payload, 1, retain=True, properties=more)
+        will = self.will() if callable(self.will) else self.will
+        if will is not None:
+            more = _properties(PacketTypes.WILLMESSAGE, will.properties)
+            client.will_set(will.topic, will.payload, 1, retain=True, properties=more)
         wishes = _properties(PacketTypes.CONNECT, {})
         wishes.SessionExpiryInterval = self.options.session_expiry_s
         wishes.ReceiveMaximum = self.options.receive_maximum

@@ -6,14 +6,16 @@ killed, and what it published within the last tick may be missing. `audit.head` 
 an end that was cut off shows as well.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from fedpipe_agent.durable import write_durably
+from fedpipe_agent.errors import unusable
 from fedpipe_wire.blob_partial import sync_folder
 from fedpipe_wire.hash_chain import START, chained
 
@@ -34,7 +36,7 @@ class AuditRecord:
         now: the wall clock, with its zone.
 
     Raises:
-        OSError: here and in all methods, if the disk refuses. What leaves must be recorded: the agent must end then.
+        StateFolderError: here and in all methods, if the disk refuses. What leaves must be recorded, so the agent ends.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class AuditRecord:
         self._folder, self._max_bytes, self._now = folder, max_bytes, now
         self._waiting: list[dict[str, Any]] = []
         self._noted_at = now()
-        torn = _cut_torn_line(folder / FILE_NAME)
-        self._line, self._hash = _last(folder)
+        with self._telling():
+            torn = _cut_torn_line(folder / FILE_NAME)
+            self._line, self._hash = _last(folder)
         self.add("started", agent=agent, **({"torn_bytes": torn} if torn else {}))
         self.flush()
-        self._note_head()
+        with self._telling():
+            self._note_head()
 
     def add(self, kind: str, **fields: object) -> None:
         """Have a line written at the next `flush`; its time is now."""
@@ -68,19 +72,28 @@ class AuditRecord:
             line = chained({"line": self._line, **fields}, self._hash)
             self._hash = line["hash"]
             lines.append(json.dumps(line).encode() + b"\n")
-        with self._open() as file:
-            file.write(b"".join(lines))
-            size = file.tell()
-        if size >= self._max_bytes:
-            self._rotate()
-        elif (self._now() - self._noted_at).total_seconds() >= HEAD_EVERY_S:
-            self._note_head()
+        with self._telling():
+            with self._open() as file:
+                file.write(b"".join(lines))
+                size = file.tell()
+            if size >= self._max_bytes:
+                self._rotate()
+            elif (self._now() - self._noted_at).total_seconds() >= HEAD_EVERY_S:
+                self._note_head()
 
     def close(self) -> None:
         """Write that this process ends by itself, and all before it."""
         self.add("stopped")
         self.flush()
-        self._note_head()
+        with self._telling():
+            self._note_head()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise unusable(self._folder, error) from error
 
     def _rotate(self) -> None:
         self._note_head()

@@ -110,8 +110,7 @@ class Upkeep:
         """Do what is due.
 
         Raises:
-            StateFolderError: if the journal takes nothing any more.
-            OSError: if the record does not.
+            StateFolderError: if the journal or the record takes nothing any more.
         """
         self._seals.renew()
         heard = self._inspector.dirty()
@@ -134,7 +133,7 @@ class Upkeep:
 
     def close(self, moment: Moment) -> None:
         """The process ends by itself. A full disk is told by what ends it."""
-        with contextlib.suppress(StateFolderError, OSError):
+        with contextlib.suppress(StateFolderError):
             self.tick(moment)
             self._record.close()
 

@@ -14,7 +14,6 @@ from fedpipe_agent.audit import AuditRecord
 from fedpipe_agent.checks import Setup
 from fedpipe_agent.config import AgentSettings, load_agent_settings, within_hours
 from fedpipe_agent.daemon import Daemon
-from fedpipe_agent.errors import unusable
 from fedpipe_agent.identity import Identity
 from fedpipe_agent.passport import Enrolled, Unsigned
 from fedpipe_agent.preflight import check
@@ -70,7 +69,7 @@ def run(
             setup,
             _log,
             seals=seals,
-            record=open_record(settings, folder),
+            record=AuditRecord(folder.path, settings.audit.max_mib * MIB, settings.name),
             within_hours=lambda when: within_hours(settings.limits, when.time()),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -87,14 +86,6 @@ def open_passport(settings: AgentSettings) -> Enrolled | Unsigned:
         "tasks and read what it sends. This is for trying things out, never for private data"
     )
     return Unsigned()
-
-
-def open_record(settings: AgentSettings, folder: StateFolder) -> AuditRecord:
-    """The record of what leaves; raises StateFolderError if the disk refuses."""
-    try:
-        return AuditRecord(folder.path, settings.audit.max_mib * MIB, settings.name)
-    except OSError as error:
-        raise unusable(folder.path, error) from error
 
 
 def _log(text: str) -> None:

@@ -66,7 +66,7 @@ class Bundle(Value):
     kind: Literal["fedpipe-bundle"] = "fedpipe-bundle"
     federation: FederationName
     agent: AgentName
-    host: str = Field(min_length=1, max_length=253)
+    host: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:_%-]*$")
     port: int = Field(ge=1, le=65535)
     authority: Pem = Field(description="the federation's own certificate; its fingerprint is what people compare")
     login: Pem

@@ -15,7 +15,7 @@ def on_damaged(work: Step, event: Damaged) -> bool:
     """Ask again for what can come again; whether nothing is awaited."""
     work.update(missing=event.updates)
     for name, sha256 in event.updates:
-        trained = _trained(work.state.members[name], sha256)
+        trained = trained_of(work.state.members[name], sha256)
         if trained is not None:
             text = (
                 f"{name}'s update {sha256[:12]} was acknowledged, and is damaged or gone on this disk: it is asked for "
@@ -49,7 +49,7 @@ def on_outcome(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed)
 
 def _lose(work: Step, name: str, sha256: str, why: str) -> None:
     member = work.state.members[name]
-    trained = _trained(member, sha256)
+    trained = trained_of(member, sha256)
     if trained is None:
         return
     text = f"{name}'s update {sha256[:12]} of round {trained.round} was acknowledged and is lost by this disk: {why}"
@@ -64,7 +64,7 @@ def _lose(work: Step, name: str, sha256: str, why: str) -> None:
     decline(work, name, trained, text)
 
 
-def _trained(member: Member, sha256: str) -> Trained | None:
+def trained_of(member: Member, sha256: str) -> Trained | None:
     """What an agent said of one of the updates that an aggregation uses."""
     if member.standing == "accepted" and member.trained is not None and member.trained.update.sha256 == sha256:
         return member.trained

@@ -119,6 +119,7 @@ def _in_new_round(member: Member, event: Planned) -> Member:
             "standing": "asked" if plan else (member.standing if out else "idle"),
             "note": none.reason if none else (member.note if out else ""),
             "evaluated": None,
+            "delivered": min(member.delivered, event.round - 1),  # what it brought for this round was refused
             "trained": None,
             "round_s": None,
             "fetch_at": member.fetch_at if member.late else None,

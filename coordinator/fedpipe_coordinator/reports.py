@@ -6,6 +6,7 @@ round, or one that came before, changes nothing.
 
 from fedpipe_coordinator import late
 from fedpipe_coordinator.metrics import metrics_data, metrics_text
+from fedpipe_coordinator.refused_updates import was_refused
 from fedpipe_coordinator.run_events import Fetch, Report, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
@@ -56,6 +57,9 @@ def on_trained(work: Step, member: Member, message: Trained) -> None:
     reason = _unwanted(work.state, member, message)
     if reason is not None and message.update.sha256 in member.taken:
         acknowledge(work, member.name, message.round, message.update.sha256)
+        return
+    if reason is not None and was_refused(member) and member.trained == message:
+        decline(work, member.name, message, member.note)
         return
     if reason is not None:
         late.offer(work, member, message, reason)

@@ -97,11 +97,24 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """The updates of a round have become the next global adapter."""
+    """The updates of a round have become the next global adapter.
+
+    `said` is what there is to say of how, for people; `treatment` the same for the audit record.
+    """
 
     round: int
     adapter: BlobRef
     truncation_tail: float
+    said: str = ""
+    treatment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatesRefused:
+    """Updates of a round that were accepted moved a weight too far, as (agent, blob name, reason)."""
+
+    round: int
+    updates: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +177,7 @@ RunEvent = (
     | UpdateDelayed
     | Planned
     | Aggregated
+    | UpdatesRefused
     | Damaged
     | AdapterChecked
     | Exported

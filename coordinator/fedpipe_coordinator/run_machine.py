@@ -30,6 +30,7 @@ from fedpipe_coordinator.run_events import (
     Unfit,
     UpdateDelayed,
     UpdateRejected,
+    UpdatesRefused,
     UpdateStored,
     WorkDelayed,
     WorkFailed,
@@ -83,7 +84,7 @@ def _dispatch(work: Step, event: RunEvent) -> None:
             membership.leave_out(work, event.agent, event.reason)
         case UpdateStored() | UpdateRejected() | UpdateDelayed():
             round_machine.on_outcome(work, event)
-        case AdapterChecked() | Planned() | Aggregated() | Damaged() | Exported():
+        case AdapterChecked() | Planned() | Aggregated() | UpdatesRefused() | Damaged() | Exported():
             round_machine.on_work(work, event)
         case WorkFailed():
             work.fail(f"{event.work}: {event.reason}")

@@ -73,7 +73,7 @@ _MAY_FOLLOW: dict[Standing | None, tuple[Standing, ...]] = {
     "asked": ("answered", "offered", "idle", "refused", "failed", "gone"),
     "answered": ("asked", "idle", "refused", "failed"),
     "offered": ("accepted", "refused", "failed", "gone"),
-    "accepted": ("asked", "idle", "gone"),
+    "accepted": ("asked", "idle", "failed", "gone"),
     "idle": ("asked", "answered", "refused", "failed", "gone"),
     "refused": ("asked", "answered", "idle", "gone"),
     "failed": ("asked", "answered", "idle", "refused", "gone"),

@@ -35,5 +35,8 @@ class ExitCode(IntEnum):
     MODEL_UNUSABLE = 18, "Check the model's folder or hub id in the job file."
     STORE_UNUSABLE = 19, "Check the federation's folder: free space, rights, and that one version of FedPipe writes it."
     ALREADY_RUNNING = 20, "Use the one that runs, or stop it first, or work in another folder."
+    CREDENTIALS_UNUSABLE = 21, "Put right the key or certificate that the message names, or restore it from a backup."
+    ENROLMENT_REFUSED = 22, "Read why in the message; ask the agent's owner before you enrol it in another way."
+    CHECKS_FAILED = 23, "Do what the table says beside each check that failed, and run `fedpipe doctor` again."
     EXPORT_FAILED = 30, "Read the message; the run itself is unharmed, so put it right and export again."
     EXPORT_EXTRAS_MISSING = 31, "Install what merging needs: pip install 'fedpipe[export]'."

@@ -73,8 +73,7 @@ class Service:
         *,
         each_tick: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self.home = home
-        self.federation = federation
+        self.home, self.federation = home, federation
         self.registry = Registry(store.profiles())
         self.watchers = Watchers()
         now, saved, self._epoch = read_moment(), store.moments(), store.begin_epoch()
@@ -85,8 +84,7 @@ class Service:
         self._each_tick = each_tick
         self._actor = Actor(exchange, blobs, self.registry, self._folder_of, self.post)
         self.keeper = RecordKeeper(store, self._folder_of, self.watchers, lambda: datetime.now(UTC), log)
-        self._stopping = False
-        self._collect_due = True
+        self._stopping, self._collect_due = False, True
         self._active: str | None = None
 
     @property
@@ -179,6 +177,8 @@ class Service:
             self._apply(item.run, item.event)
         elif isinstance(item, ControlRequest):
             operations.handle(self, item)
+        elif isinstance(item, AgentOffline):  # it was revoked: the broker will not say so
+            self._member_changed(self.registry.expel(item.agent))
 
     def _message(self, agent: str, message: AgentMessage) -> None:
         match self._reception.hear(agent, message):

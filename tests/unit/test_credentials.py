@@ -121,13 +121,13 @@ def test_the_signing_certificate_lasts_as_long_as_the_authority(office: Office) 
 
 
 def test_a_renewal_is_of_the_same_key_and_only_when_two_thirds_are_over(office: Office) -> None:
-    keys = {party: office.home.key(party).read_bytes() for party in ("broker", "login", "signing")}
+    keys = {path: path.read_bytes() for path in office.home.path.rglob("*.key")}
     before = serial(office, "broker")
     assert renew_due(office.home, office.authority, HOSTS, later(BROKER_DAYS * 0.66 - 1)) == ()
     assert serial(office, "broker") == before
     assert renew_due(office.home, office.authority, HOSTS, later(BROKER_DAYS * 0.67 + 1)) == ("broker", "login")
     assert serial(office, "broker") != before
-    assert keys == {party: office.home.key(party).read_bytes() for party in keys}
+    assert keys == {path: path.read_bytes() for path in keys}
     load_credentials(office.home, "tests", later(BROKER_DAYS + 1))
 
 

@@ -113,7 +113,7 @@ def test_a_revoked_key_never_comes_back_and_new_keys_do_with_the_owners_word(off
     for replace in (False, True):
         with pytest.raises(EnrolmentError, match="a key that was revoked on 2030-04-02: stolen"):
             let_in(office, "north", keys, later(2), replace=replace)
-    with pytest.raises(EnrolmentError, match="was revoked on 2030-04-02: stolen, .*--replace"):
+    with pytest.raises(EnrolmentError, match=r"was revoked on 2030-04-02: stolen, .*--replace"):
         let_in(office, "north", new_keys(), later(2))
     new = new_keys()
     let_in(office, "north", new, later(2), replace=True)

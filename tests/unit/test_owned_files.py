@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from fedpipe_coordinator import owned_files
-from fedpipe_coordinator.owned_files import LockBusyError, OwnedFileError, locked, make_folder, read_limited, write_owned
+from fedpipe_coordinator.owned_files import (
+    LockBusyError,
+    OwnedFileError,
+    locked,
+    make_folder,
+    read_limited,
+    write_owned,
+)
 
 
 @pytest.fixture
@@ -29,7 +35,7 @@ def test_a_key_is_closed_to_others_at_every_moment_of_its_making(
         seen.extend(stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file())
         sync(handle)
 
-    monkeypatch.setattr(owned_files.os, "fsync", look)
+    monkeypatch.setattr(os, "fsync", look)
     folder = tmp_path / "keys"
     make_folder(folder)
     write_owned(folder / "a.key", b"secret")
@@ -42,10 +48,10 @@ def test_what_a_full_disk_refuses_leaves_the_file_as_it_was(tmp_path: Path, monk
     path = tmp_path / "a.crt"
     write_owned(path, b"old")
 
-    def full(handle: int) -> None:
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(owned_files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OwnedFileError, match="No space left"):
         write_owned(path, b"new")
     assert path.read_bytes() == b"old"
@@ -68,7 +74,7 @@ def test_neither_a_pipe_nor_a_device_nor_a_huge_file_is_read(tmp_path: Path) -> 
         read_limited(tmp_path / "pipe", 100)
     with pytest.raises(OwnedFileError, match="is not a file"):
         read_limited(Path("/dev/zero"), 100)
-    with pytest.raises(OwnedFileError, match="is not a file|Is a directory"):
+    with pytest.raises(OwnedFileError, match=r"is not a file|Is a directory"):
         read_limited(tmp_path, 100)
     (tmp_path / "sparse").touch()
     os.truncate(tmp_path / "sparse", 1 << 40)

@@ -71,7 +71,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     home = Home(options.out / "federation")
     create_federation(home.path, name="demo", host="127.0.0.1", port=port, managed=True, insecure=True)
     limits = _memory_limits(silos, model, options.task, data[0].path)
-    configurations = _write_agents(silos, data, port, limits)
+    configurations = _write_agents(silos, data, port, limits, None if Path(model).is_dir() else model)
     job_file = options.out / "job.toml"
     job_file.write_text(job_toml(_job(options, model, data)))
     logs = options.out / "logs"
@@ -179,11 +179,14 @@ def _memory_limits(silos: tuple[Silo, ...], model: str, task: Task, data: Path) 
     return {silo.name: memory_limit_mib(silo, runtime, model_bytes) for silo in silos}
 
 
-def _write_agents(silos: tuple[Silo, ...], data: list[SiloData], port: int, limits: dict[str, int]) -> dict[str, Path]:
+def _write_agents(
+    silos: tuple[Silo, ...], data: list[SiloData], port: int, limits: dict[str, int], hub_model: str | None
+) -> dict[str, Path]:
     paths = {}
     for silo, own in zip(silos, data, strict=True):
         path = own.folder / "agent.toml"
-        text = agent_toml(silo, port=port, data=own.path.resolve(), memory_mib=limits.get(silo.name))
+        memory_mib = limits.get(silo.name)
+        text = agent_toml(silo, port=port, data=own.path.resolve(), memory_mib=memory_mib, hub_model=hub_model)
         path.write_text(text)
         paths[silo.name] = path
     return paths

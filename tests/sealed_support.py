@@ -42,7 +42,7 @@ def now() -> datetime:
 class SealedFederation:
     """What its owner has; `issued` are the serial numbers of login certificates, by agent."""
 
-    authority: Authority = field(default_factory=lambda: new_authority(FEDERATION, now()))
+    authority: Authority = field(default_factory=lambda: new_authority(FEDERATION, now() - timedelta(days=100)))
     signing: SigningKey = field(default_factory=new_signing_key)
     issued: dict[str, int] = field(default_factory=dict)
     counter: "count[int]" = field(default_factory=lambda: count(1))

@@ -163,9 +163,7 @@ def test_a_name_that_cannot_stand_in_a_topic_makes_nothing(tmp_path: Path) -> No
 # --- join -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "spelled", [PRINT, PRINT.upper(), PRINT.replace("-", ""), PRINT.replace("-", ":")], ids=range(4)
-)
+@pytest.mark.parametrize("spelled", [PRINT, PRINT.upper().replace("-", ""), PRINT.replace("-", ":")], ids=range(3))
 def test_a_bundle_with_the_right_fingerprint_is_joined(silo: Silo, spelled: str) -> None:
     with pytest.raises(NotJoinedError, match="has joined no federation yet"):
         silo.credentials()
@@ -266,7 +264,7 @@ def test_without_a_fingerprint_and_a_terminal_nothing_is_joined(silo: Silo) -> N
         silo.run("join", silo.bundle())
 
 
-@pytest.mark.parametrize(("answer", "code"), [("yes", 0), (PRINT, 0), ("no", 48), (PRINT[::-1], 48)], ids=range(4))
+@pytest.mark.parametrize(("answer", "code"), [("yes", 0), (PRINT[::-1], 48)], ids=range(2))
 def test_at_a_terminal_a_person_is_asked_to_compare(silo: Silo, answer: str, code: int) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "fedpipe_agent", "join", silo.bundle(), "--config", silo.config]

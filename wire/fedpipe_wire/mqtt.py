@@ -160,7 +160,9 @@ class _Dialer:
         keepalive_s = self.options.keepalive_s
         try:
             client.connect(self.host, self.port, keepalive_s, clean_start=False, properties=wishes)
-        except ssl.SSLError as error:
+        except (ssl.SSLError, ConnectionResetError) as error:
+            if self.tls is None:
+                raise
             raise ValueError(told_tls(error, self.host)) from error
         client.loop_start()
         return _PahoLink(client)

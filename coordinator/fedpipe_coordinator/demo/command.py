@@ -73,7 +73,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     home = Home(options.out / "federation")
     create_federation(home.path, name="demo", host="127.0.0.1", port=port, managed=True, now=datetime.now(UTC))
     limits = _memory_limits(silos, model, options.task, data[0].path)
-    configurations = _write_agents(silos, data, limits)
+    configurations = _write_agents(silos, data, limits, None if Path(model).is_dir() else model)
     fingerprint = join_all(home, configurations, datetime.now(UTC))
     console.print(f"Enrolled {len(silos)} agents; the federation's fingerprint is {fingerprint}", markup=False)
     job_file = options.out / "job.toml"
@@ -183,11 +183,14 @@ def _memory_limits(silos: tuple[Silo, ...], model: str, task: Task, data: Path) 
     return {silo.name: memory_limit_mib(silo, runtime, model_bytes) for silo in silos}
 
 
-def _write_agents(silos: tuple[Silo, ...], data: list[SiloData], limits: dict[str, int]) -> dict[str, Path]:
+def _write_agents(
+    silos: tuple[Silo, ...], data: list[SiloData], limits: dict[str, int], hub_model: str | None
+) -> dict[str, Path]:
     paths = {}
     for silo, own in zip(silos, data, strict=True):
         path = own.folder / "agent.toml"
-        text = agent_toml(silo, data=own.path.resolve(), memory_mib=limits.get(silo.name))
+        memory_mib = limits.get(silo.name)
+        text = agent_toml(silo, data=own.path.resolve(), memory_mib=memory_mib, hub_model=hub_model)
         path.write_text(text)
         paths[silo.name] = path
     return paths

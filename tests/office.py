@@ -37,7 +37,7 @@ class Office:
         self.start()
 
     def start(self) -> None:
-        self.store = SqliteStore(self.folder / "store.db")
+        self.store = SqliteStore(Home(self.folder).store)
         self.blobs = BlobStore(self.folder / "blobs", reserve_bytes=0, free_bytes=lambda _: self.free_bytes)
         transport = MemoryTransport(self.broker, "coordinator")
         sealer = Sealer(COORDINATOR, self.store.next_counter)

@@ -23,6 +23,7 @@ from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.merging import WorkError
 from fedpipe_coordinator.refusals import LINES_A_MINUTE, LINES_IN_ALL, MINUTE_S, Refusals
+from fedpipe_coordinator.registry import NOBODY
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.agent_messages import AgentMessage, Failed, Presence, Profile
@@ -189,8 +190,18 @@ def test_the_will_of_an_old_session_makes_the_living_one_say_that_it_lives_and_n
     for _ in range(3):
         office.bring(old)
         assert online(office)
-        assert office.told() == [("turned-away", "1")], "a word for the old session, which the living one answers"
+        assert office.told() == [("turned-away", NOBODY)], "a word for nobody, which the living one answers"
     assert office.service.runs[run] == before
+
+
+def test_the_will_of_a_session_that_is_not_known_yet_does_not_turn_it_away(office: Office) -> None:
+    """A broker holds back that a session began, and brings the word of its end: the session lives, and must go on."""
+    office.told()
+    office.bring(will(office, "2"))
+    assert office.told() == [("turned-away", NOBODY)]
+    office.say(Presence(state="offline", session="1"))
+    office.say(Presence(state="online", session="2"))
+    assert office.told() == [("welcome", "2")]
 
 
 def test_the_will_of_the_living_session_can_do_what_dropping_all_could(office: Office) -> None:

@@ -224,9 +224,15 @@ class HostileWorld(World):
 # --- what the broker does ---------------------------------------------------------------------------------------
 
 
-def play(world: HostileWorld, trick: str, random: Random) -> None:
-    """Let the broker, or one of the others, do one thing."""
-    {**OTHERS, **TRICKS}[trick](world, random)
+def play(world: HostileWorld, what: str, random: Random) -> Received | None:
+    """Let one thing happen; what the broker brought, if it was one of its tricks."""
+    if what in OTHERS:
+        OTHERS[what](world, random)
+        return None
+    packet = TRICKS[what](world, random)
+    if packet is not None:
+        world.arrive("broker", packet)
+    return packet
 
 
 def _deliver(world: HostileWorld, random: Random) -> None:
@@ -234,58 +240,56 @@ def _deliver(world: HostileWorld, random: Random) -> None:
         world.arrive(*world.wire.pop(random.randrange(len(world.wire))))
 
 
-def _drop(world: HostileWorld, random: Random) -> None:
+def _drop(world: HostileWorld, random: Random) -> Received | None:
     packets = [at for at, (_, item) in enumerate(world.wire) if isinstance(item, Received)]
     if packets:
         del world.wire[random.choice(packets)]
+    return None
 
 
-def _replay(world: HostileWorld, random: Random) -> None:
-    if world.history:
-        world.arrive("broker", random.choice(world.history))
+def _replay(world: HostileWorld, random: Random) -> Received | None:
+    return random.choice(world.history) if world.history else None
 
 
-def _keep(world: HostileWorld, random: Random) -> None:
-    if world.history:
-        world.arrive("broker", replace(random.choice(world.history), retained=True))
+def _keep(world: HostileWorld, random: Random) -> Received | None:
+    return replace(random.choice(world.history), retained=True) if world.history else None
 
 
-def _altered_payload(world: HostileWorld, random: Random) -> None:
+def _altered_payload(world: HostileWorld, random: Random) -> Received | None:
     """A digit becomes another: most such messages can be read, and say something else."""
-    if not world.history:
-        return
-    packet = random.choice(world.history[-10:])
-    digits = [at for at, byte in enumerate(packet.payload) if chr(byte).isdigit()]
-    if digits:
-        at = random.choice(digits)
-        world.arrive("broker", replace(packet, payload=_put(packet.payload, at, str(random.randrange(10)).encode())))
+    packet = random.choice(world.history[-10:]) if world.history else None
+    digits = [] if packet is None else [at for at, byte in enumerate(packet.payload) if chr(byte).isdigit()]
+    if packet is None or not digits:
+        return None
+    return replace(packet, payload=_put(packet.payload, random.choice(digits), str(random.randrange(10)).encode()))
 
 
 def _put(data: bytes, at: int, other: bytes) -> bytes:
     return data[:at] + other + data[at + 1 :]
 
 
-def _altered_property(world: HostileWorld, random: Random) -> None:
+def _altered_property(world: HostileWorld, random: Random) -> Received | None:
     """A new counter, another id, another key: what a repeated message would need to be let in again."""
     if not world.history:
-        return
+        return None
     packet = random.choice(world.history)
     name = random.choice(("v", "id", "n", "k", "s"))
     others = {"v": "2", "id": f"{WILL}x", "n": str(random.randrange(1, 10**6)), "k": key_id(EVIL.public_key())}
     value = others.get(name, base64.b64encode(random.randbytes(64)).decode())
-    world.arrive("broker", replace(packet, properties={**packet.properties, name: value}))
+    return replace(packet, properties={**packet.properties, name: value})
 
 
-def _move(world: HostileWorld, random: Random) -> None:
+def _move(world: HostileWorld, random: Random) -> Received | None:
     """What one agent said, or was told, comes as another's."""
-    if world.history:
-        packet = random.choice(world.history)
-        levels = packet.topic.split("/")
-        levels[3] = random.choice(NAMES)
-        world.arrive("broker", replace(packet, topic="/".join(levels)))
+    if not world.history:
+        return None
+    packet = random.choice(world.history)
+    levels = packet.topic.split("/")
+    levels[3] = random.choice(NAMES)
+    return replace(packet, topic="/".join(levels))
 
 
-def _forge(world: HostileWorld, random: Random) -> None:
+def _forge(world: HostileWorld, random: Random) -> Received | None:
     """The broker speaks: signed with a key of its own, by somebody else's name, or not at all."""
     name, round_ = random.choice(NAMES), max(1, world.state.round)
     sha256 = random.choice((name_of("evil", name, round_), trained(name, round_).update.sha256))
@@ -306,7 +310,7 @@ def _forge(world: HostileWorld, random: Random) -> None:
         topic, sender = TOPICS.down(name, COORDINATOR_CHANNELS[type(message)]), COORDINATOR
     counter = random.randrange(10**6, 10**7)
     outside = Sealer(sender, lambda: counter, random.choice((EVIL, None))).seal(topic, encode(message))
-    world.arrive("broker", Received(topic, encode(message), retained=False, properties=outside.properties()))
+    return Received(topic, encode(message), retained=False, properties=outside.properties())
 
 
 def _evil_ack(world: HostileWorld, name: str, *, accepted: bool) -> Ack:
@@ -316,12 +320,12 @@ def _evil_ack(world: HostileWorld, name: str, *, accepted: bool) -> Ack:
     return Ack(run=RUN, round=max(1, world.state.round), sha256=sha256, accepted=accepted)
 
 
-def _will(world: HostileWorld, random: Random) -> None:
+def _will(world: HostileWorld, random: Random) -> Received | None:
     """The broker says that a living agent is gone, with the word that the agent left for its end."""
-    world.arrive("broker", world.will(world.silos[random.choice(NAMES)]))
+    return world.will(world.silos[random.choice(NAMES)])
 
 
-TRICKS: dict[str, Callable[[HostileWorld, Random], None]] = {
+TRICKS: dict[str, Callable[[HostileWorld, Random], Received | None]] = {
     "drop": _drop,
     "replay": _replay,
     "keep": _keep,

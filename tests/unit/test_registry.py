@@ -100,7 +100,7 @@ def test_the_will_of_a_former_session_does_not_end_the_present_one() -> None:
     registry.presence("a", _online("2", "disk"))
     verdict = registry.presence("a", _offline("1", "disk"))
     assert isinstance(verdict, Turned)
-    assert (verdict.session, verdict.first) == ("1", False)
+    assert (verdict.session, verdict.first) == ("", False)
     assert registry.online() == 1
 
 

@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fedpipe_coordinator.components import orthonormal_rows
-from fedpipe_coordinator.low_rank import svd_of_product
+from fedpipe_coordinator.low_rank import LowRankSvd, svd_of_product
+
+Place = tuple[str, bool]
+"""Which of a round's updates: its agent, and whether it comes from an earlier round."""
 
 
 class AggregationError(ValueError):
@@ -34,7 +37,7 @@ class WeightChange:
     """What one agent made of components `indices`; b: (d_out, r), a: (r, d_in).
 
     `base` is what it was trained from, of the same shapes, where that is not the global's own components: an update of
-    an earlier round. `weight` multiplies its examples.
+    an earlier round. `weight` multiplies its examples, `clip` its change.
     """
 
     agent: str
@@ -44,17 +47,19 @@ class WeightChange:
     a: NDArray[Any]
     base: Factors | None = None
     weight: float = 1.0
+    clip: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class HeadChange:
-    """A parameter that one agent trained whole; `base` and `weight` as in `WeightChange`."""
+    """A parameter that one agent trained whole; `base`, `weight` and `clip` as in `WeightChange`."""
 
     agent: str
     examples: int
     values: NDArray[Any]
     base: NDArray[Any] | None = None
     weight: float = 1.0
+    clip: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,14 @@ class Aggregator(Protocol):
         ...
 
 
+class HeadAggregator(Protocol):
+    """A rule that makes the new values of a parameter that is trained whole."""
+
+    def __call__(self, global_: NDArray[Any], changes: Sequence[HeadChange], /) -> NDArray[np.float32]:
+        """Aggregate one parameter; must not depend on the order of `changes`."""
+        ...
+
+
 def aggregate_weight(
     global_: Factors,
     changes: Sequence[WeightChange],
@@ -96,7 +109,7 @@ def aggregate_weight(
 ) -> Aggregated:
     """Average the changes of one weight and keep the R largest singular values.
 
-    dW+ = B_g A_g + sum_k w_k (B_k A_k - B_g[:, I_k] A_g[I_k]), w_k = weight_k * examples_k / their
+    dW+ = B_g A_g + sum_k w_k clip_k (B_k A_k - B_g[:, I_k] A_g[I_k]), w_k = weight_k * examples_k / their
     sum over the agents that trained this weight. The subtracted terms join the global's own
     columns, so the stack is R + sum(r_k) wide; a change with a base of its own brings that as r_k
     further columns, for it is measured against what it was trained from. The result is
@@ -114,8 +127,8 @@ def aggregate_weight(
         AggregationError: if shapes do not fit, indices are no components, an agent comes twice
             from one base, examples are negative or all zero, or a value is not finite.
     """
-    ordered = sorted(changes, key=_place)
-    _check(global_, ordered)
+    ordered = sorted(changes, key=place)
+    check_changes(global_, ordered)
     bases = [change.base for change in ordered if change.base is not None]
     rank = len(global_.a)
     middle = _coefficients(rank, ordered)
@@ -129,16 +142,21 @@ def aggregate_weight(
     tail = svd.tail / svd.norm if svd.norm else 0.0
     if not ordered:
         return Aggregated(global_, 0.0, svd.norm, svd.values)
-    missing = rank - len(svd.values)
-    fresh = orthonormal_rows(missing, a.shape[1], reseed, svd.right)
+    return Aggregated(new_factors(svd, rank, row_norm, reseed, dtype), tail, svd.norm, svd.values)
+
+
+def new_factors(svd: LowRankSvd, rank: int, row_norm: float, reseed: np.random.Generator, dtype: DTypeLike) -> Factors:
+    """`a = row_norm * V^T`, `b = U S / row_norm`; where singular values are lacking, new unit rows and b = 0."""
+    kept = len(svd.values)
+    fresh = orthonormal_rows(rank - kept, svd.right.shape[1], reseed, svd.right)
     new_a = row_norm * np.concatenate([svd.right, fresh])
-    new_b = np.zeros((len(b), rank))
-    new_b[:, : len(svd.values)] = svd.left * (svd.values / row_norm)
-    return Aggregated(Factors(new_b.astype(dtype), new_a.astype(dtype)), tail, svd.norm, svd.values)
+    new_b = np.zeros((len(svd.left), rank))
+    new_b[:, :kept] = svd.left * (svd.values / row_norm)
+    return Factors(new_b.astype(dtype), new_a.astype(dtype))
 
 
 def aggregate_head(global_: NDArray[Any], changes: Sequence[HeadChange]) -> NDArray[np.float32]:
-    """Average one parameter that is trained whole: W + sum_k w_k (W_k - base_k), in float64.
+    """Average one parameter that is trained whole: W + sum_k w_k clip_k (W_k - base_k), in float64.
 
     Args:
         global_: The parameter before the round, of any shape; the base of changes without one.
@@ -147,27 +165,41 @@ def aggregate_head(global_: NDArray[Any], changes: Sequence[HeadChange]) -> NDAr
     Raises:
         AggregationError: as `aggregate_weight`.
     """
-    ordered = sorted(changes, key=_place)
+    ordered = sorted(changes, key=place)
     shares = masses(ordered)
     total = sum(shares)
     result = global_.astype(np.float64)
     for change, share in zip(ordered, shares, strict=True):
-        base = global_ if change.base is None else change.base
-        if (change.values.shape, base.shape) != (global_.shape, global_.shape):
-            raise AggregationError(f"{change.agent}: expected {global_.shape}, got {change.values.shape}")
-        result += (share / total) * (change.values.astype(np.float64) - base)
+        result += (share / total) * change.clip * head_difference(global_, change)
     if not np.isfinite(result).all():
         raise AggregationError("a head parameter is not finite: refuse such an update")
     return result.astype(np.float32)
 
 
-def _place(change: WeightChange | HeadChange) -> tuple[str, bool]:
+def head_difference(global_: NDArray[Any], change: HeadChange) -> NDArray[np.float64]:
+    """How far an agent moved a parameter that is trained whole.
+
+    Raises:
+        AggregationError: if shapes do not fit.
+    """
+    base = global_ if change.base is None else change.base
+    if (change.values.shape, base.shape) != (global_.shape, global_.shape):
+        raise AggregationError(f"{change.agent}: expected {global_.shape}, got {change.values.shape}")
+    difference: NDArray[np.float64] = change.values.astype(np.float64) - base
+    return difference
+
+
+def place(change: WeightChange | HeadChange) -> Place:
     """The order in which changes are added up, whatever their order of arrival."""
     return change.agent, change.base is not None
 
 
-def _check(global_: Factors, changes: Sequence[WeightChange]) -> None:
-    """Refuse what cannot be stacked."""
+def check_changes(global_: Factors, changes: Sequence[WeightChange]) -> None:
+    """Refuse what cannot be stacked.
+
+    Raises:
+        AggregationError: as `aggregate_weight`.
+    """
     (d_out, rank), (rows, d_in) = global_.b.shape, global_.a.shape
     if rank != rows:
         raise AggregationError(f"global b has {rank} columns, a has {rows} rows: expected the same")
@@ -237,16 +269,17 @@ def masses(parts: Sequence[Counted]) -> list[int]:
 def _coefficients(rank: int, changes: Sequence[WeightChange]) -> NDArray[np.float64]:
     """Weight of every stacked component, (R + sum of r_k + those of bases,): the global's own come first.
 
-    The numerators are whole numbers, so that a component which everybody trained gets exactly 0.
+    The numerators are exact, so that a component which everybody trained, and none was clipped, gets exactly 0.
     """
     shares = masses(changes) if changes else []
     total = sum(shares) or 1
-    own, after, before = [total] * rank, list[int](), list[int]()
+    own, after, before = [Fraction(total)] * rank, list[Fraction](), list[Fraction]()
     for change, share in zip(changes, shares, strict=True):
-        after += [share] * len(change.indices)
+        part = share * Fraction(change.clip)
+        after += [part] * len(change.indices)
         if change.base is not None:
-            before += [-share] * len(change.indices)
+            before += [-part] * len(change.indices)
             continue
         for index in change.indices:
-            own[index] -= share
-    return np.array([number / total for number in (*own, *after, *before)])
+            own[index] -= part
+    return np.array([float(number / total) for number in (*own, *after, *before)])

@@ -119,6 +119,44 @@ class AdapterSection(Settings):
         return ladder
 
 
+Rule = Literal["mean", "median", "trimmed-mean", "multi-krum"]
+_AGENTS_NEEDED: Mapping[Rule, tuple[int, int]] = {"trimmed-mean": (2, 1), "multi-krum": (2, 3)}
+"""Per attacker, and besides: fewer agents than that cannot withstand them by this rule."""
+
+
+class AggregationSection(Settings):
+    """[aggregation]: what becomes of updates that differ from the others'."""
+
+    rule: Rule = Field(default="mean", description="how the agents' changes become one")
+    attackers: PositiveSize = Field(default=1, description="hostile agents to withstand; trimmed-mean and multi-krum")
+    clip: float = Field(
+        default=2.0,
+        ge=0.0,
+        le=1e6,
+        description="an update's change is scaled down to this many times the median norm; 0 does not",
+    )
+    norm_bound: float = Field(
+        default=10.0,
+        ge=0.0,
+        le=1e6,
+        description="an update is refused where a weight's change is over this many times the others' median; 0: never",
+    )
+
+    @field_validator("clip", "norm_bound")
+    @classmethod
+    def _off_or_above_the_median(cls, value: float) -> float:
+        """Raise ValueError for a bound that half of the honest agents are over."""
+        if 0 < value < 1:
+            raise ValueError("should be 0, for off, or at least 1: below it, half of the honest agents are over it")
+        return value
+
+    @property
+    def agents_needed(self) -> int:
+        """How many agents the rule takes to withstand so many attackers."""
+        each, besides = _AGENTS_NEEDED.get(self.rule, (0, 1))
+        return each * self.attackers + besides
+
+
 class ExportSection(Settings):
     """[export]: what is written besides the PEFT adapter."""
 
@@ -133,6 +171,7 @@ class Job(Settings):
     rounds: RoundsSection
     train: TrainSection = TrainSection()
     adapter: AdapterSection = AdapterSection()
+    aggregation: AggregationSection = AggregationSection()
     export: ExportSection = ExportSection()
 
     @field_validator("data")
@@ -143,6 +182,19 @@ class Job(Settings):
         if data.labels is not None and job is not None and job.task == "causal-lm":
             raise ValueError('labels are for job.task = "sequence-classification", this job has "causal-lm"')
         return data
+
+    @field_validator("aggregation")
+    @classmethod
+    def _enough_agents(cls, section: AggregationSection, info: ValidationInfo) -> AggregationSection:
+        """Raise ValueError where a round may have too few agents for its rule to withstand what it should."""
+        rounds: RoundsSection | None = info.data.get("rounds")
+        if rounds is not None and rounds.min_agents < section.agents_needed:
+            raise ValueError(
+                f'aggregation.rule = "{section.rule}" with aggregation.attackers = {section.attackers} needs '
+                f"{section.agents_needed} agents, rounds.min_agents is {rounds.min_agents}: raise min_agents, or lower "
+                "attackers"
+            )
+        return section
 
 
 class BrokerSection(Settings):

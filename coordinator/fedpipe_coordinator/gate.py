@@ -1,6 +1,9 @@
-"""The gate: nothing is aggregated before its size, names, shapes, dtypes and finiteness were checked, cheap first.
+"""The gate: what must hold of an update by itself, checked cheap first, before it is stored as accepted.
 
-Owns the order of the checks. Runs before any tensor of an update is parsed.
+Owns the order of the checks: claimed size and examples, before a byte is fetched; the file's size; its header's size,
+before it is parsed, and its number of tensors; names, shapes and dtypes, exactly those of the plan; every value, read
+once, finite and of a size that factors can have. How far an update moved is known only beside the others: that is
+`closing_gate.py`'s, when the round closes.
 """
 
 from pathlib import Path
@@ -8,10 +11,12 @@ from pathlib import Path
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import Plan
 from fedpipe_wire.agent_messages import Trained
-from fedpipe_wire.tensors import TensorFile, check_tensors, inspect_header, update_spec
+from fedpipe_wire.tensors import TensorFile, check_tensors, update_spec
 
 HEADER_ALLOWANCE_BYTES = 1_000_000
-MAX_TENSORS = 100_000
+MAX_VALUE = 1e6
+"""Farther from zero is no value of a factor or a head, whoever else trained: sums of products of such values stay
+within what float32 holds, so that even two agents, of which none can be called an outlier, cannot end a run."""
 
 
 class RefusedUpdateError(Exception):
@@ -46,18 +51,19 @@ def check_update(path: Path, shape: ModelShape, plan: Plan) -> None:
     """Check an update that lies on disk, complete.
 
     Raises:
-        RefusedUpdateError: if names, shapes or dtypes are not exactly those of the plan, or a value is not finite.
+        RefusedUpdateError: if it is too large, if names, shapes or dtypes are not exactly those of the plan, or if a
+            value is not finite or farther from zero than `MAX_VALUE`.
         OSError: if this machine cannot read it, which is not its sender's fault.
     """
+    expected = update_spec(shape, plan)
     try:
-        header = inspect_header(
+        with TensorFile(
             path,
             max_bytes=expected_update_bytes(shape, plan),
             max_header_bytes=HEADER_ALLOWANCE_BYTES,
-            max_tensors=MAX_TENSORS,
-        )
-        check_tensors(header, update_spec(shape, plan))
-        with TensorFile(path) as tensors:
-            tensors.check_finite()
+            max_tensors=len(expected),
+        ) as tensors:
+            check_tensors(tensors.header, expected)
+            tensors.check_finite(MAX_VALUE)
     except ValueError as error:
         raise RefusedUpdateError(str(error)) from error

@@ -30,7 +30,7 @@ class LowRankSvd:
 
 
 @dataclass(frozen=True, slots=True)
-class _Basis:
+class Basis:
     """`x = (x @ back) @ coordinates`, with `x @ back` orthonormal.
 
     back: (n, k). coordinates: (k, n).
@@ -75,6 +75,40 @@ def svd_of_product(b: Matrix, middle: NDArray[np.float64], a: Matrix, rank: int)
     return _assemble(b @ (left.back @ u[:, :kept]), values, (vt[:kept] @ right.back.T) @ a, int(kept))
 
 
+def column_basis(x: Matrix) -> Basis:
+    """An orthonormal basis of the column space of x, (d, n), and the columns' coordinates in it; zero columns are 0."""
+    gram = x.T @ x
+    norms = np.sqrt(np.diagonal(gram))
+    active = np.flatnonzero(norms)
+    if len(active) == len(norms) > 0:
+        return _basis(x, gram, norms)
+    if len(active) == 0:
+        return Basis(np.zeros((len(norms), 0)), np.zeros((0, len(norms))))
+    inner = _basis(x[:, active], gram[np.ix_(active, active)], norms[active])
+    back, coordinates = np.zeros((len(norms), inner.back.shape[1])), np.zeros((len(inner.coordinates), len(norms)))
+    back[active], coordinates[:, active] = inner.back, inner.coordinates
+    return Basis(back, coordinates)
+
+
+def svd_of_core(b: Matrix, left: Basis, core: Matrix, right: Basis, a: Matrix, rank: int) -> LowRankSvd:
+    """Decompose `(b @ left.back) @ core @ (a.T @ right.back).T`, a product in the coordinates of two bases.
+
+    Args:
+        b: (d_out, n).
+        left: Of the columns of `b`, k of them.
+        core: (k, l).
+        right: Of the rows of `a`, l of them.
+        a: (n, d_in).
+        rank: How many singular values to keep, at most; values of zero are left out.
+    """
+    if 0 in core.shape:
+        return LowRankSvd(np.empty((len(b), 0)), np.empty(0), np.empty((0, a.shape[1])), 0.0, 0.0)
+    u, values, vt = np.linalg.svd(core, full_matrices=False)
+    floor = np.finfo(np.float64).eps * max(core.shape) * float(values[0])
+    kept = min(rank, int(np.count_nonzero(values > floor)))
+    return _assemble(b @ (left.back @ u[:, :kept]), values, (vt[:kept] @ right.back.T) @ a, kept)
+
+
 def _assemble(left: Matrix, values: NDArray[np.float64], right: Matrix, kept: int) -> LowRankSvd:
     """Unit rows on the right with one sign for all machines; the product stays what it is."""
     lengths = np.linalg.norm(right, axis=1)
@@ -84,7 +118,7 @@ def _assemble(left: Matrix, values: NDArray[np.float64], right: Matrix, kept: in
     return LowRankSvd(left * signed, values[:kept], right / signed[:, None], tail, float(np.linalg.norm(values)))
 
 
-def _basis(x: Matrix, gram: Matrix, norms: NDArray[np.float64]) -> _Basis:
+def _basis(x: Matrix, gram: Matrix, norms: NDArray[np.float64]) -> Basis:
     """Orthonormalize the columns of x, (d, n), none of which is zero.
 
     Where the Gram matrix is too ill-conditioned (or singular: agents with equal factors, more
@@ -100,7 +134,7 @@ def _basis(x: Matrix, gram: Matrix, norms: NDArray[np.float64]) -> _Basis:
         _, singular, vt = np.linalg.svd(triangle, full_matrices=False)
         keep = singular > np.finfo(np.float64).eps * max(x.shape) * singular[0]
         singular, vectors = singular[keep], vt[keep].T
-    return _Basis(
+    return Basis(
         back=scale[:, None] * vectors / singular,
         coordinates=singular[:, None] * vectors.T * norms,
     )

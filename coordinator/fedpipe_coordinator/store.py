@@ -1,136 +1,32 @@
 """What the coordinator must not forget: runs, agents, and what is still to be written into the runs' records.
 
-Owns the store's interface and its SQLite implementation. A run is stored as the frozen value that the machine made of
+Owns what is written and when. A run is stored as the frozen value that the machine made of
 it, so that what is read back is what was decided on; its agents' entries lie in rows of their own, because each holds a
 whole plan and most steps change one of them.
 """
 
 import contextlib
-import json
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from fedpipe_coordinator.run_state import Member, RunState
+from fedpipe_coordinator.store_interface import FEDERATION, Line, Newest, Store
+from fedpipe_coordinator.store_schema import MIGRATIONS, SCHEMA_VERSION, StoreError
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_wire.database import Database, DatabaseError
 from fedpipe_wire.moments import Moment, read_moment
+from fedpipe_wire.replay import Heard, heard_from_json
 
+__all__ = ["FEDERATION", "SCHEMA_VERSION", "Line", "Newest", "SqliteStore", "Store", "StoreError"]
 Kept = TypeVar("Kept", RunState, Member, DeviceProfile)
 
 
-class StoreError(Exception):
-    """The store cannot be opened, read or written; the message says which file and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of one of a run's files of records; numbers of a file only rise. `text` is JSON, without a line end."""
-
-    file: str
-    number: int
-    text: str
-
-
-class Store(Protocol):
-    """Where runs and agents are kept. One thread owns it."""
-
-    def save_run(self, state: RunState, lines: Sequence[Line] = ()) -> None:
-        """Keep a run as it is now together with new lines of its records, durably, both or neither."""
-        ...
-
-    def runs(self) -> list[RunState]:
-        """All runs, in the order in which they were first saved."""
-        ...
-
-    def moments(self) -> dict[str, Moment]:
-        """When each run was last saved, where that is known: by it the run's times can be told after a restart."""
-        ...
-
-    def lines(self, run: str) -> list[Line]:
-        """The lines of a run that were not forgotten, in their order in each file."""
-        ...
-
-    def forget_lines(self, run: str, file: str, number: int) -> None:
-        """The lines of a file up to a number lie in it durably."""
-        ...
-
-    def save_profile(self, profile: DeviceProfile) -> None:
-        """Keep an agent's newest profile."""
-        ...
-
-    def profiles(self) -> dict[str, DeviceProfile]:
-        """The newest profile of every agent ever seen."""
-        ...
-
-    def next_counter(self) -> int:
-        """A number that was never given before, also before a restart."""
-        ...
-
-    def begin_epoch(self) -> int:
-        """The number of this start, above all earlier ones, also where the store was restored from a backup.
-
-        For that it is not below the seconds of the wall clock.
-        """
-        ...
-
-    def last_line(self, run: str, file: str) -> int | None:
-        """The number of the last line ever saved of a file; None where it was not written down."""
-        ...
-
-    def close(self) -> None:
-        """Free the store."""
-        ...
-
-
-def _make(connection: sqlite3.Connection) -> None:
-    """Schema 1: a run is one value."""
-    connection.execute("CREATE TABLE runs (run TEXT PRIMARY KEY, number INTEGER NOT NULL, state TEXT NOT NULL)")
-    connection.execute("CREATE TABLE agents (agent TEXT PRIMARY KEY, profile TEXT NOT NULL)")
-    connection.execute("CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)")
-
-
-def _split_members(connection: sqlite3.Connection) -> None:
-    """Schema 2: a run's agents, and lines of its records that are not in their files yet, have rows of their own."""
-    connection.execute(
-        "CREATE TABLE members (number INTEGER PRIMARY KEY, run TEXT NOT NULL, agent TEXT NOT NULL, "
-        "member TEXT NOT NULL, UNIQUE (run, agent))"
-    )
-    connection.execute(
-        "CREATE TABLE lines (run TEXT NOT NULL, file TEXT NOT NULL, number INTEGER NOT NULL, text TEXT NOT NULL, "
-        "PRIMARY KEY (run, file, number)) WITHOUT ROWID"
-    )
-    for run, text in connection.execute("SELECT run, state FROM runs").fetchall():
-        try:
-            state = json.loads(text)
-            members = dict(state["members"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise StoreError(
-                f"the coordinator's store holds a run that this version cannot read ({run}: {error}): "
-                "use the version that wrote it, or restore it from a backup"
-            ) from error
-        for agent, member in members.items():
-            connection.execute(
-                "INSERT INTO members (run, agent, member) VALUES (?, ?, ?)", (run, agent, json.dumps(member))
-            )
-        connection.execute("UPDATE runs SET state = ? WHERE run = ?", (json.dumps({**state, "members": {}}), run))
-
-
-def _add_moments(connection: sqlite3.Connection) -> None:
-    """Schema 3: when a run was saved. Of those saved before, nobody knows."""
-    connection.execute(
-        "CREATE TABLE moments (run TEXT PRIMARY KEY, boot TEXT NOT NULL, monotonic_s REAL NOT NULL, "
-        "wall_s REAL NOT NULL)"
-    )
-
-
-MIGRATIONS = (_make, _split_members, _add_moments)
-SCHEMA_VERSION = len(MIGRATIONS)
 _COUNTER_BLOCK = 1000
+_LATEST_US = 1 << 62
+"""A clock beyond this leaves no room to count."""
 
 
 class SqliteStore:
@@ -151,6 +47,8 @@ class SqliteStore:
         with _as_store_error():
             self._db = Database(path, MIGRATIONS, what="the coordinator's store")
         self._saved: dict[str, RunState] = {}
+        self._heard: dict[str, Heard] = {}
+        self._newest: dict[tuple[str, str], Newest] = {}
         self._counter = 0
         self._counter_end = 0
 
@@ -162,7 +60,7 @@ class SqliteStore:
         changed = [m for name, m in state.members.items() if name not in known or not _same(known[name], m)]
         if not (whole or changed or lines):
             return
-        with _as_store_error(), self._db.transaction():
+        with self._transaction():
             if whole:
                 self._save_whole(state)
             for member in changed:
@@ -178,6 +76,8 @@ class SqliteStore:
                 )
                 counter = _lines_of(state.run, line.file), line.number
                 self._db.execute("INSERT OR REPLACE INTO counters (name, value) VALUES (?, ?)", counter)
+                if line.hash is not None:
+                    self._write_newest(state.run, line.file, Newest(line.number, line.hash))
             moment = self._moment()
             self._db.execute(
                 "INSERT OR REPLACE INTO moments (run, boot, monotonic_s, wall_s) VALUES (?, ?, ?, ?)",
@@ -213,11 +113,12 @@ class SqliteStore:
 
     def save_profile(self, profile: DeviceProfile) -> None:
         """See `Store`."""
-        self._execute(
-            "INSERT INTO agents (agent, profile) VALUES (?, ?) "
-            "ON CONFLICT (agent) DO UPDATE SET profile = excluded.profile",
-            (profile.agent, profile.model_dump_json()),
-        )
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO agents (agent, profile) VALUES (?, ?) "
+                "ON CONFLICT (agent) DO UPDATE SET profile = excluded.profile",
+                (profile.agent, profile.model_dump_json()),
+            )
 
     def profiles(self) -> dict[str, DeviceProfile]:
         """See `Store`."""
@@ -225,12 +126,16 @@ class SqliteStore:
         return {agent: self._parse(DeviceProfile, text) for agent, text in rows}
 
     def next_counter(self) -> int:
-        """See `Store`. Blocks of numbers are reserved, so that most calls need no write."""
+        """See `Store`. Blocks of numbers are reserved, so that most calls need no write.
+
+        None begins below the microseconds of the wall clock: agents have heard what was sent after a backup was made.
+        """
         if self._counter == self._counter_end:
+            now_us = min(int(self._moment().wall_s * 1e6), _LATEST_US)
             rows = self._execute(
                 "INSERT INTO counters (name, value) VALUES ('message', ?) "
-                "ON CONFLICT (name) DO UPDATE SET value = value + ? RETURNING value",
-                (_COUNTER_BLOCK, _COUNTER_BLOCK),
+                "ON CONFLICT (name) DO UPDATE SET value = max(value + ?, excluded.value) RETURNING value",
+                (max(0, now_us) + _COUNTER_BLOCK, _COUNTER_BLOCK),
             )
             self._counter_end = int(rows[0][0])
             self._counter = self._counter_end - _COUNTER_BLOCK
@@ -251,9 +156,58 @@ class SqliteStore:
         rows = self._execute("SELECT value FROM counters WHERE name = ?", (_lines_of(run, file),))
         return int(rows[0][0]) if rows else None
 
+    def newest(self, run: str, file: str) -> Newest | None:
+        """See `Store`."""
+        rows = self._execute("SELECT number, hash FROM newest WHERE run = ? AND file = ?", (run, file))
+        return Newest(*rows[0]) if rows else None
+
+    def keep_newest(self, run: str, file: str, newest: Newest) -> None:
+        """See `Store`."""
+        self._newest[run, file] = newest
+
+    def heard(self) -> dict[str, Heard]:
+        """See `Store`."""
+        rows = self._execute("SELECT sender, counters FROM heard ORDER BY sender")
+        try:
+            return {sender: heard_from_json(text) for sender, text in rows}
+        except ValueError as error:
+            raise StoreError(
+                f"the store {self._path} holds counters of messages that this version cannot read ({error}): use the "
+                "version that wrote it, or restore it from a backup"
+            ) from error
+
+    def hear(self, heard: Mapping[str, Heard]) -> None:
+        """See `Store`."""
+        self._heard.update(heard)
+
+    def flush(self) -> None:
+        """See `Store`."""
+        if self._heard or self._newest:
+            with self._transaction():
+                pass
+
     def close(self) -> None:
         """See `Store`."""
         self._db.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """What is written in the block, and all that waits to be kept with something, in one."""
+        with _as_store_error(), self._db.transaction():
+            yield
+            for (run, file), newest in self._newest.items():
+                self._write_newest(run, file, newest)
+            for sender, heard in self._heard.items():
+                counters = (sender, heard.to_json())
+                self._db.execute("INSERT OR REPLACE INTO heard (sender, counters) VALUES (?, ?)", counters)
+        self._newest.clear()
+        self._heard.clear()
+
+    def _write_newest(self, run: str, file: str, newest: Newest) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO newest (run, file, number, hash) VALUES (?, ?, ?, ?)",
+            (run, file, newest.number, newest.hash),
+        )
 
     def _save_whole(self, state: RunState) -> None:
         self._db.execute(

@@ -5,7 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from run_support import Drive, begin, device, evaluated, scored, survey, trained
 
 from fedpipe_coordinator.run_events import AgentOnline, UpdateStored
 from fedpipe_coordinator.run_state import RunState
-from fedpipe_coordinator.store import SCHEMA_VERSION, Line, SqliteStore, Store, StoreError
+from fedpipe_coordinator.store import FEDERATION, SCHEMA_VERSION, Line, Newest, SqliteStore, Store, StoreError
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_wire.moments import Moment, read_moment
+from fedpipe_wire.replay import Heard
 
 Open = Callable[..., Store]
 
@@ -34,6 +35,8 @@ class Kept:
         self.counter = 0
         self.epoch = 0
         self.last_lines: dict[tuple[str, str], int] = {}
+        self.newest: dict[tuple[str, str], Newest] = {}
+        self.heard: dict[str, Heard] = {}
 
 
 class MemoryStore:
@@ -41,6 +44,9 @@ class MemoryStore:
 
     def __init__(self, kept: Kept, moment: Callable[[], Moment] = read_moment) -> None:
         self._kept, self._moment = kept, moment
+        self._heard: dict[str, Heard] = {}
+        self._newest: dict[tuple[str, str], Newest] = {}
+        self._counter = self._counter_end = 0
 
     def moments(self) -> dict[str, Moment]:
         return dict(self._kept.moments)
@@ -51,6 +57,9 @@ class MemoryStore:
         for line in lines:
             self._kept.lines.setdefault((state.run, line.file, line.number), line.text)
             self._kept.last_lines[state.run, line.file] = line.number
+            if line.hash is not None:
+                self._kept.newest[state.run, line.file] = Newest(line.number, line.hash)
+        self.flush()
 
     def lines(self, run: str) -> list[Line]:
         found = sorted(key for key in self._kept.lines if key[0] == run)
@@ -66,13 +75,17 @@ class MemoryStore:
 
     def save_profile(self, profile: DeviceProfile) -> None:
         self._kept.profiles[profile.agent] = profile.model_dump_json()
+        self.flush()
 
     def profiles(self) -> dict[str, DeviceProfile]:
         return {name: DeviceProfile.model_validate_json(text) for name, text in self._kept.profiles.items()}
 
     def next_counter(self) -> int:
-        self._kept.counter += 1
-        return self._kept.counter
+        if self._counter == self._counter_end:
+            self._counter = max(self._kept.counter, int(self._moment().wall_s * 1e6))
+            self._counter_end = self._kept.counter = self._counter + 100
+        self._counter += 1
+        return self._counter
 
     def begin_epoch(self) -> int:
         self._kept.epoch = max(self._kept.epoch + 1, int(self._moment().wall_s))
@@ -80,6 +93,24 @@ class MemoryStore:
 
     def last_line(self, run: str, file: str) -> int | None:
         return self._kept.last_lines.get((run, file))
+
+    def newest(self, run: str, file: str) -> Newest | None:
+        return self._kept.newest.get((run, file))
+
+    def keep_newest(self, run: str, file: str, newest: Newest) -> None:
+        self._newest[run, file] = newest
+
+    def heard(self) -> dict[str, Heard]:
+        return dict(self._kept.heard)
+
+    def hear(self, heard: Mapping[str, Heard]) -> None:
+        self._heard.update(heard)
+
+    def flush(self) -> None:
+        self._kept.heard.update(self._heard)
+        self._kept.newest.update(self._newest)
+        self._heard.clear()
+        self._newest.clear()
 
     def close(self) -> None:
         """Nothing is open."""
@@ -231,6 +262,55 @@ def test_a_counter_never_comes_again_also_after_a_restart(open_store: Open, uses
     assert numbers[0] > 0
 
 
+def test_the_counter_is_not_below_the_clock_and_goes_on_where_the_clock_is_set_back(open_store: Open) -> None:
+    def at(wall_s: float) -> int:
+        return open_store(lambda: Moment("boot", 0.0, wall_s)).next_counter()
+
+    first, second = at(1000.0), at(2000.0)
+    assert 1000_000_000 < first < 2000_000_000 < second
+    assert at(3.0) > second
+
+
+def test_a_clock_from_far_away_leaves_numbers(open_store: Open) -> None:
+    assert 0 < open_store(lambda: Moment("boot", 0.0, -5.0)).next_counter() < 10_000
+
+
+HEARD = Heard().with_counter(3).with_counter(1500).keeping("up/presence", 7)
+
+
+@pytest.mark.parametrize("way", ["run", "profile", "flush"])
+def test_what_was_heard_is_kept_with_whatever_is_kept_next_and_not_before(open_store: Open, way: str) -> None:
+    store = open_store()
+    store.hear({"a/1": Heard(), "b/1": HEARD})
+    store.hear({"a/1": HEARD})
+    store.keep_newest(FEDERATION, "audit.jsonl", Newest(3, "c"))
+    other = open_store()
+    assert (other.heard(), other.newest(FEDERATION, "audit.jsonl")) == ({}, None)
+    match way:
+        case "run":
+            store.save_run(STATES[1])
+        case "profile":
+            store.save_profile(device("a"))
+        case _:
+            store.flush()
+    other = open_store()
+    assert other.heard() == {"a/1": HEARD, "b/1": HEARD}
+    assert other.newest(FEDERATION, "audit.jsonl") == Newest(3, "c")
+    store.hear({"a/1": Heard()})
+    store.flush()
+    assert open_store().heard() == {"a/1": Heard(), "b/1": HEARD}
+
+
+def test_the_newest_line_of_a_chained_file_is_known_when_the_line_is_forgotten(open_store: Open) -> None:
+    store, run = open_store(), begin().run
+    assert store.newest(run, "audit.jsonl") is None
+    store.save_run(begin(), [Line("audit.jsonl", number, "{}", f"hash {number}") for number in (1, 2)])
+    store.save_run(begin(), [Line("rounds.jsonl", 1, "{}")])
+    store.forget_lines(run, "audit.jsonl", 2)
+    assert open_store().newest(run, "audit.jsonl") == Newest(2, "hash 2")
+    assert open_store().newest(run, "rounds.jsonl") is None
+
+
 def test_a_counter_goes_on_beyond_a_reserved_block(open_store: Open) -> None:
     store = open_store()
     numbers = [store.next_counter() for _ in range(2500)]
@@ -332,12 +412,18 @@ def _write_schema_1(path: Path, states: Sequence[RunState]) -> None:
         db.execute("PRAGMA user_version=1")
 
 
+def _drop_schema_4(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DROP TABLE heard")
+        db.execute("DROP TABLE newest")
+
+
 @pytest.mark.parametrize("state", STATES[:-2], ids=lambda state: f"{state.phase}-{len(state.members)}")
 def test_a_store_of_the_first_version_is_brought_up_to_date(tmp_path: Path, state: RunState) -> None:
     path = tmp_path / "store.db"
     other = begin().model_copy(update={"run": "a-later-one"})
     _write_schema_1(path, [state, other])
-    with closing(SqliteStore(path)) as store:
+    with closing(SqliteStore(path, lambda: Moment("boot", 0.0, 0.0))) as store:
         assert store.runs() == [state, other]
         assert store.profiles() == {"a": device("a")}
         assert store.next_counter() == 3001
@@ -358,12 +444,55 @@ def test_a_store_of_the_second_version_is_brought_up_to_date(tmp_path: Path) -> 
         db.execute("DROP TABLE moments")
         db.execute("""UPDATE runs SET state = json_set(json_remove(state, '$.resumed_at'), '$.began', 12.5)""")
         db.execute("PRAGMA user_version=2")
+    _drop_schema_4(path)
     with closing(SqliteStore(path)) as store:
         assert (store.runs(), store.moments()) == ([STATES[-1]], {})
         assert store.lines(STATES[-1].run) == [Line("audit.jsonl", 1, "{}")]
         store.save_run(STATES[-1], [Line("audit.jsonl", 2, "{}")])
         assert set(store.moments()) == {STATES[-1].run}
     assert (tmp_path / "store.db.schema-2").exists()
+
+
+def test_a_store_of_the_third_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with closing(SqliteStore(path)) as store:
+        store.save_run(STATES[-1], [Line("audit.jsonl", 1, "{}")])
+        store.next_counter()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE counters SET value = 9000 WHERE name = 'message'")
+        db.execute("PRAGMA user_version=3")
+    _drop_schema_4(path)
+    with closing(SqliteStore(path, lambda: Moment("boot", 0.0, 0.0))) as store:
+        assert (store.runs(), store.heard(), store.newest(STATES[-1].run, "audit.jsonl")) == ([STATES[-1]], {}, None)
+        assert store.lines(STATES[-1].run) == [Line("audit.jsonl", 1, "{}")]
+        assert store.next_counter() == 9001
+        store.hear({"a/1": HEARD})
+        store.flush()
+        assert store.heard() == {"a/1": HEARD}
+    with closing(sqlite3.connect(tmp_path / "store.db.schema-3")) as copy:
+        assert copy.execute("PRAGMA user_version").fetchone() == (3,)
+        assert copy.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+
+
+def test_a_store_from_a_backup_gives_no_number_that_was_used_since(tmp_path: Path) -> None:
+    """Agents have heard those, and do not listen to them again."""
+    seconds = iter(range(1000, 5000, 60))
+    with closing(SqliteStore(tmp_path / "store.db", lambda: Moment("boot", 0.0, next(seconds)))) as store:
+        store.next_counter()
+        with closing(sqlite3.connect(tmp_path / "backup.db")) as backup:
+            store._db._connection.backup(backup)
+        used = [store.next_counter() for _ in range(5000)]
+    with closing(SqliteStore(tmp_path / "backup.db", lambda: Moment("boot", 0.0, 5000.0))) as store:
+        assert store.next_counter() > max(used)
+
+
+def test_counters_that_this_version_cannot_read_are_an_error_of_the_store(tmp_path: Path) -> None:
+    with closing(SqliteStore(tmp_path / "store.db")) as store:
+        store.hear({"a/1": HEARD})
+        store.flush()
+        store._db.execute("UPDATE heard SET counters = '[]'")
+        with pytest.raises(StoreError, match=r"counters of messages that this version cannot read .* from a backup"):
+            store.heard()
 
 
 def test_a_first_version_that_cannot_be_read_is_left_as_it_is(tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ from fedpipe_coordinator.aggregate import (
     HeadChange,
     UpdateFile,
     WeightChange,
-    _in_order,
     aggregate_files,
     aggregate_head,
     aggregate_weight,
 )
 from fedpipe_coordinator.components import draw_components
 from fedpipe_coordinator.global_adapter import initial_adapter
+from fedpipe_coordinator.parallel import in_order
 from fedpipe_profiles.model import ModelShape, ParameterShape, WeightShape
 from fedpipe_wire.tensors import TensorError, TensorFile, write_tensors
 
@@ -468,7 +468,7 @@ def test_results_come_in_order_and_none_is_begun_early(count: int, threads: int)
         return name
 
     with ThreadPoolExecutor(threads) as pool:
-        for name, result in _in_order(work, map(str, range(count)), pool, threads):
+        for name, result in in_order(work, map(str, range(count)), pool, threads):
             assert name == cast("object", result) == str(taken)
             taken += 1
     assert taken == count

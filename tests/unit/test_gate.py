@@ -66,11 +66,16 @@ def test_more_examples_than_planned_would_weigh_too_much() -> None:
     ("change", "said"),
     [
         ({"up.lora_A": None}, "missing up.lora_A"),
-        ({"down.lora_A": np.zeros((2, 32), np.float32)}, "unexpected down.lora_A"),
+        ({"down.lora_A": np.zeros((2, 32), np.float32)}, "7 tensors, at most 6 are read"),
+        ({"up.lora_A": None, "down.lora_A": np.zeros((2, 32), np.float32)}, "unexpected down.lora_A"),
+        ({"up.lora_A": None, "\x1b[2J" + 900 * "x": np.zeros(1, np.float32)}, "malformed entry '\\x1b[2Jxxx"),
+        ({"up.lora_A": None, "\x1b[2J": np.zeros(1, np.float32)}, "unexpected '\\x1b[2J'"),
         ({"up.lora_A": np.zeros((3, 8), np.float32)}, "expected F32 [2, 8], got F32 [3, 8]"),
         ({"up.lora_A": np.zeros((2, 8), np.float16)}, "got F16 [2, 8]"),
         ({"out.lora_B": np.full((8, 1), np.nan, np.float32)}, "8 of 8 values are not finite"),
         ({"head:head.bias": np.array([0, np.inf, 0], np.float32)}, "1 of 3 values are not finite"),
+        ({"head:head.bias": np.array([0, -np.inf, 0], np.float32)}, "1 of 3 values are not finite"),
+        ({"head:head.bias": np.array([0, 1e38, -3e38], np.float32)}, "2 of 3 values are beyond 1e+06, the largest is"),
     ],
 )
 def test_an_update_that_differs_from_its_plan_is_refused_by_name(
@@ -80,6 +85,23 @@ def test_an_update_that_differs_from_its_plan_is_refused_by_name(
     with pytest.raises(RefusedUpdateError) as refused:
         check_update(_write(tmp_path, tensors), SHAPE, PLAN)
     assert said in str(refused.value)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 400
+
+
+def test_what_is_cheap_is_looked_at_first(tmp_path: Path) -> None:
+    """Too large a file is refused unread; too many tensors, though none of them has a number in it that is finite."""
+    path = tmp_path / "update"
+    with path.open("wb") as file:
+        file.truncate(expected_update_bytes(SHAPE, PLAN) + 1)
+    with pytest.raises(RefusedUpdateError, match=r"bytes, at most \d+ are read"):
+        check_update(path, SHAPE, PLAN)
+    path.write_bytes((HEADER_ALLOWANCE_BYTES + 1).to_bytes(8, "little") + b" " * (HEADER_ALLOWANCE_BYTES + 1))
+    with pytest.raises(RefusedUpdateError, match="header of 1000001 bytes, at most 1000000 are read"):
+        check_update(path, SHAPE, PLAN)
+    nans = {f"t{number}": np.full(2, np.nan, np.float32) for number in range(7)}
+    with pytest.raises(RefusedUpdateError, match="7 tensors, at most 6 are read"):
+        check_update(_write(tmp_path, nans), SHAPE, PLAN)
 
 
 def test_a_file_that_cannot_be_read_is_not_its_senders_fault(tmp_path: Path) -> None:

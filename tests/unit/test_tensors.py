@@ -15,8 +15,9 @@ from hypothesis.extra import numpy as hnp
 
 from fedpipe_profiles.model import ModelShape, ParameterShape, WeightShape
 from fedpipe_profiles.plan import Plan, Prediction
-from fedpipe_wire.tensor_header import spec_of
+from fedpipe_wire.tensor_header import shown, spec_of
 from fedpipe_wire.tensors import (
+    CHUNK_BYTES,
     TensorError,
     TensorFile,
     TensorSpec,
@@ -319,3 +320,33 @@ def test_global_adapter_holds_every_weight_at_one_rank() -> None:
 def test_plan_of_another_model_is_refused() -> None:
     with pytest.raises(TensorError, match=r"no weight 'l\.9\.q'"):
         update_spec(SHAPE, plan({"l.9.q": (0,)}))
+
+
+@pytest.mark.parametrize("at", [0, CHUNK_BYTES // 4 - 1, CHUNK_BYTES // 4, 3 * CHUNK_BYTES // 4 - 5])
+@pytest.mark.parametrize("wild", [np.nan, np.inf, -np.inf, 1e7])
+def test_a_wild_value_is_found_wherever_it_stands(tmp_path: Path, at: int, wild: float) -> None:
+    """Files are looked through in chunks: their borders, and a last chunk that is not full, are no hiding places."""
+    values = np.zeros(3 * CHUNK_BYTES // 4 - 4, np.float32)
+    write_tensors(tmp_path / "f", {"a": np.ones(3, np.float32), "b": values})
+    with TensorFile(tmp_path / "f") as file:
+        file.check_finite(1.0)
+    values[at] = wild
+    write_tensors(tmp_path / "f", {"a": np.ones(3, np.float32), "b": values})
+    with TensorFile(tmp_path / "f") as file, pytest.raises(TensorError, match=f"b: 1 of {len(values)} values are"):
+        file.check_finite(1e6)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float16, np.float64])
+def test_values_of_every_dtype_are_looked_through(tmp_path: Path, dtype: type) -> None:
+    write_tensors(tmp_path / "f", {"a": np.ones(5, dtype), "empty": np.ones((0, 3), dtype)})
+    with TensorFile(tmp_path / "f") as file:
+        file.check_finite()
+        with pytest.raises(TensorError, match=r"5 of 5 values are beyond 0\.5, the largest is 1"):
+            file.check_finite(0.5)
+
+
+@given(st.text(max_size=600))
+def test_names_are_told_harmlessly(name: str) -> None:
+    assert shown(name).isprintable()
+    assert shown(name).isascii()
+    assert len(shown(name)) <= 10 * 120 + 2

@@ -1,8 +1,8 @@
 """The envelope of a message: MQTT 5 user properties beside the payload, so that the payload stays plain JSON.
 
-Owns the properties `v` (schema version), `id` (message id), `n` (the sender's counter), `k` (which key signed) and `s`
-(the signature). Never looks at the payload; whether a counter is new is decided by whoever keeps the counters, and
-whether a signature holds by `sealing.py`.
+Owns the properties `v` (schema version), `id` (message id), `n` (the sender's counter), `i` (which copy of the sender
+counts), `k` (which key signed) and `s` (the signature). Never looks at the payload; whether a counter is new and a
+signature holds is judged by `sealing.py`.
 """
 
 import re
@@ -14,8 +14,10 @@ MAX_VALUE_CHARS = 512
 MAX_SCHEMA = 1_000_000
 MAX_COUNTER = (1 << 63) - 1
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_INSTANCE = re.compile(r"[0-9a-f]{0,32}")
 _KEY_ID = re.compile(r"[0-9a-f]{16}")
-_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{86}==")
+_SIGNATURE = re.compile(r"[A-Za-z0-9+/]{85}[AQgw]==")
+"""64 bytes in base64; the last digit holds two bits, and other digits would be another text for the same bytes."""
 
 
 class EnvelopeError(ValueError):
@@ -29,9 +31,11 @@ class Envelope:
     Attributes:
         schema: version of the message schema, from 1.
         message_id: 1 to 64 letters, digits, dashes and underscores; alike for every repetition of one message.
-        counter: the sender's count of its messages, from 0, never used twice.
+        counter: the sender's count of its messages, from 0, never used twice by one instance.
         key: names the key that signed, 16 hexadecimal digits; empty where nothing is signed.
         signature: of Ed25519, 64 bytes in base64; empty where nothing is signed.
+        instance: names the state folder that keeps the counter, at most 32 hexadecimal digits: of two machines with one
+            name and key, neither makes the other's messages look like replays. Empty for a sender that has only one.
 
     Raises:
         EnvelopeError: if one of them is out of its range.
@@ -42,6 +46,7 @@ class Envelope:
     counter: int
     key: str = ""
     signature: str = ""
+    instance: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.schema <= MAX_SCHEMA:
@@ -50,6 +55,8 @@ class Envelope:
             raise EnvelopeError(f"message id {self.message_id[:80]!r} is not 1 to 64 letters, digits, '-' or '_'")
         if not 0 <= self.counter <= MAX_COUNTER:
             raise EnvelopeError(f"counter {self.counter} is outside 0 to {MAX_COUNTER}")
+        if _INSTANCE.fullmatch(self.instance) is None:
+            raise EnvelopeError(f"instance {self.instance[:80]!r} is not at most 32 hexadecimal digits")
         if not self.key and not self.signature:
             return
         if _KEY_ID.fullmatch(self.key) is None:
@@ -60,7 +67,8 @@ class Envelope:
     def properties(self) -> dict[str, str]:
         """User properties to publish with the message."""
         signed = {"k": self.key, "s": self.signature} if self.signature else {}
-        return {"v": str(self.schema), "id": self.message_id, "n": str(self.counter)} | signed
+        copy = {"i": self.instance} if self.instance else {}
+        return {"v": str(self.schema), "id": self.message_id, "n": str(self.counter)} | copy | signed
 
 
 def parse(properties: Mapping[str, str]) -> Envelope:
@@ -88,11 +96,12 @@ def parse(properties: Mapping[str, str]) -> Envelope:
         _number(properties, "n"),
         properties.get("k", ""),
         properties.get("s", ""),
+        properties.get("i", ""),
     )
 
 
 def _number(properties: Mapping[str, str], name: str) -> int:
     text = properties[name]
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNTER))):
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNTER)) and text == str(int(text))):
         raise EnvelopeError(f"user property {name!r} is {text[:40]!r}, not a whole number")
     return int(text)

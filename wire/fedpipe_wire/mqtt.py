@@ -11,7 +11,7 @@ import itertools
 import socket
 import ssl
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, cast
@@ -45,7 +45,8 @@ class MqttTransport:
         client_id: the session's identity; a second session of the same identity ends the first.
         will: what the broker publishes, retained, when this session dies without `stop`.
         credentials: user name and password.
-        tls: a context made by `ssl.create_default_context`; None speaks plain TCP.
+        tls: makes the context of each connection, so that renewed certificates count from the next one on; None speaks
+            plain TCP.
         options: times and limits.
     """
 
@@ -57,7 +58,7 @@ class MqttTransport:
         *,
         will: Will | None = None,
         credentials: tuple[str, str] | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         options: MqttOptions = _DEFAULTS,
     ) -> None:
         self._events: SimpleQueue[Event] = SimpleQueue()
@@ -136,7 +137,7 @@ class _Dialer:
     client_id: str
     will: Will | None
     credentials: tuple[str, str] | None
-    tls: ssl.SSLContext | None
+    tls: Callable[[], ssl.SSLContext] | None
     options: MqttOptions
 
     def open(self, number: int, inbox: SimpleQueue[Signal]) -> "_PahoLink":
@@ -144,7 +145,7 @@ class _Dialer:
         client = _Client(self.client_id, number, inbox)
         client.connect_timeout = self.options.connect_s
         if self.tls is not None:
-            client.tls_set_context(self.tls)
+            client.tls_set_context(self.tls())
         if self.credentials is not None:
             client.username_pw_set(*self.credentials)
         if self.will is not None:

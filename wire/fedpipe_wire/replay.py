@@ -2,8 +2,10 @@
 
 Pure. A sender's counters rise and none is used twice, so a counter that was heard is a replay. Brokers may swap
 messages of different topics, so a counter a little below the highest is let in once: the sliding window of RFC 6479.
+Of a topic whose last message the broker keeps, the newest counts, as often as it comes, and none before it.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -46,4 +48,24 @@ class Heard:
 
     def keeping(self, topic: str, counter: int) -> "Heard":
         """What was heard once the retained message of a topic is the one with this counter."""
+        if self.kept.get(topic) == counter:
+            return self
         return replace(self, kept={**self.kept, topic: counter})
+
+    def to_json(self) -> str:
+        """As it is stored."""
+        return json.dumps({"highest": self.highest, "recent": f"{self.recent:x}", "kept": dict(self.kept)})
+
+
+def heard_from_json(text: str) -> Heard:
+    """What `to_json` wrote.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    try:
+        data = json.loads(text)
+        kept = {str(topic): int(counter) for topic, counter in data["kept"].items()}
+        return Heard(int(data["highest"]), int(data["recent"], 16), kept)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"this is no record of counters: {error!r}") from None

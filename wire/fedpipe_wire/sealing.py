@@ -11,7 +11,7 @@ import hashlib
 import struct
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
@@ -26,6 +26,12 @@ from fedpipe_wire.transport import Received
 COORDINATOR = "_coordinator"
 """The coordinator's name among senders; no agent can be named so."""
 WILL = "will-"
+"""How the message id of a last will begins."""
+MAX_INSTANCES = 256
+"""How many state folders may count under one key: what a sender can have remembered of it is bounded."""
+RETAINED_BY_AGENTS = frozenset({"presence", "profile"})
+RETAINED_BY_COORDINATOR = frozenset({"run"})
+"""Topics, by their last level, whose last message the broker keeps."""
 _DOMAIN = b"fedpipe message 1"
 _KEY_ID_DIGITS = 16
 
@@ -54,6 +60,7 @@ def signed_bytes(sender: str, topic: str, outside: Envelope, payload: bytes, *, 
         str(outside.schema).encode(),
         outside.message_id.encode(),
         str(outside.counter).encode(),
+        outside.instance.encode(),
         b"retain" if retain else b"",
         payload,
     )
@@ -68,25 +75,29 @@ class Sealer:
         sender: The agent's name, or `COORDINATOR`.
         next_counter: Gives a number that was never used before.
         key: Signs; None where the federation was made without keys.
+        instance: Names whose counter that is, where there may be two of this sender.
+        key_name: Names the key, as `key_id`; empty without one.
     """
 
     sender: str
     next_counter: Callable[[], int]
     key: Ed25519PrivateKey | None = None
+    instance: str = ""
+    key_name: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        if self.key is not None:
+            object.__setattr__(self, "key_name", key_id(self.key.public_key()))
 
     def seal(self, topic: str, payload: bytes, *, retain: bool = False, message_id: str | None = None) -> Envelope:
         """The envelope of a message; each call uses up a counter."""
-        plain = Envelope(SCHEMA_VERSION, message_id or uuid.uuid4().hex, self.next_counter())
+        name = message_id or uuid.uuid4().hex
+        plain = Envelope(SCHEMA_VERSION, name, self.next_counter(), instance=self.instance)
         if self.key is None:
             return plain
         signature = self.key.sign(signed_bytes(self.sender, topic, plain, payload, retain=retain))
-        return Envelope(
-            plain.schema,
-            plain.message_id,
-            plain.counter,
-            key_id(self.key.public_key()),
-            base64.b64encode(signature).decode(),
-        )
+        text = base64.b64encode(signature).decode()
+        return replace(plain, key=self.key_name, signature=text)
 
 
 Keys = Mapping[str, Ed25519PublicKey]
@@ -99,7 +110,7 @@ class Inspector:
     Args:
         keys: The keys of a sender that count now, None for a sender that is not of this federation; None in its place
             where the federation was made without keys, and nothing but counters can be judged.
-        heard: What was heard before, by `owner/key`, as `dirty` gave it out.
+        heard: What was heard before, by `sender/key/instance`, as `dirty` gave it out.
         retained: Topics, by their last level, whose message the broker keeps.
     """
 
@@ -156,19 +167,27 @@ class Inspector:
             raise SealError("forged", f"the signature is not {sender}'s for this message on this topic") from None
 
     def _check_counter(self, sender: str, event: Received, outside: Envelope, *, is_state: bool) -> None:
-        name = f"{sender}/{outside.key}"
-        heard = self._heard.get(name, Heard())
-        counter = outside.counter
+        # Where nothing is signed, the key is what anybody writes.
+        of = f"{sender}/{outside.key if self._keys is not None else ''}/"
+        name = f"{of}{outside.instance}"
+        heard, counter = self._heard.get(name), outside.counter
+        if heard is None:
+            heard = self._first_heard(of)
         if is_state and outside.message_id.startswith(WILL):
             return  # the broker says it again whenever the connection breaks; it speaks of its own session only
-        fresh = heard.fresh(counter)
-        if is_state and heard.latest(event.topic, counter) and (fresh or heard.kept.get(event.topic) == counter):
+        if is_state and heard.latest(event.topic, counter):
             after = heard.keeping(event.topic, counter)
-            after = after.with_counter(counter) if fresh else after
-        elif fresh and not is_state:
+        elif heard.fresh(counter) and not is_state:
             after = heard.with_counter(counter)
         else:
             raise SealError("replayed", f"message {counter} of {sender} was heard before, or is older than what was")
-        if after != heard:
+        if after is not heard:
             self._heard[name] = after
             self._dirty.add(name)
+
+    def _first_heard(self, of: str) -> Heard:
+        if sum(name.startswith(of) for name in self._heard) >= MAX_INSTANCES:
+            raise SealError(
+                "replayed", f"more than {MAX_INSTANCES} state folders count under this key: enrol its agent anew"
+            )
+        return Heard()

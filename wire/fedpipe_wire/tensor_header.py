@@ -17,8 +17,8 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_TENSORS = 100_000
 _MAX_DIMENSIONS = 8
 _MAX_NAME = 512
+_MAX_SHOWN = 120
 _MAX_NUMBER = (1 << 63) - 1
-_SHOWN = 200
 _LENGTH_BYTES = 8
 NUMPY_DTYPES = {
     "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "I16": "<i2", "U16": "<u2", "I32": "<i4",
@@ -57,9 +57,8 @@ class Entry:
 
 
 def shown(name: str) -> str:
-    """A name from elsewhere as messages show it: cut, and escaped where a terminal or a message could not carry it."""
-    cut = name[:_SHOWN]
-    return cut if cut.isprintable() else ascii(cut)
+    """A tensor's name as a message may tell it: short, in plain characters, whatever a stranger wrote there."""
+    return name if len(name) <= _MAX_SHOWN and name.isascii() and name.isprintable() else ascii(name[:_MAX_SHOWN])
 
 
 def spec_of(values: NDArray[Any]) -> TensorSpec:
@@ -146,7 +145,7 @@ def _parse_entry(name: str, raw: object, label: str) -> Entry:
         ):
             spec = TensorSpec(tuple(shape), dtype)
         case _:
-            raise TensorError(f"{label}: malformed entry {name[:_SHOWN]!a}: {shown(str(raw))}")
+            raise TensorError(f"{label}: malformed entry {shown(name)}: {ascii(raw)[:200]}")
     if end - begin != spec.nbytes:
         raise TensorError(f"{label}: {shown(name)}: {spec} needs {spec.nbytes} bytes, has {end - begin}")
     return Entry(spec, begin)

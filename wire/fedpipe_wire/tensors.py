@@ -11,6 +11,7 @@ Never uses pickle, never imports torch, and never maps a file into memory: a map
 short kills its reader with SIGBUS, and its pages count as the reader's own.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ from fedpipe_wire.tensor_header import (
 from fedpipe_wire.tensor_writer import TensorWriter
 
 __all__ = [
+    "CHUNK_BYTES",
     "MAX_HEADER_BYTES",
     "MAX_TENSORS",
     "TensorError",
@@ -51,6 +53,10 @@ __all__ = [
     "update_spec",
     "write_tensors",
 ]
+
+
+CHUNK_BYTES = 256 * 1024
+"""How much of a file is looked through at once: what fits into a processor's own cache."""
 
 
 def a_name(weight: str) -> str:
@@ -120,12 +126,8 @@ def inspect_header(
             one behind the other from the header's end to the file's end.
         OSError: if it cannot be read.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > max_bytes:
-            raise TensorError(f"{path.name} has {size} bytes, at most {max_bytes} are read")
-        entries, _ = read_header(file, path.name, size, max_header_bytes, max_tensors)
-    return {name: entry.spec for name, entry in entries.items()}
+    with TensorFile(path, max_bytes=max_bytes, max_header_bytes=max_header_bytes, max_tensors=max_tensors) as file:
+        return file.header
 
 
 def check_tensors(header: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec]) -> None:
@@ -142,24 +144,37 @@ def check_tensors(header: Mapping[str, TensorSpec], expected: Mapping[str, Tenso
         if name in header and header[name] != spec
     ]
     if problems:
-        first = "; ".join(problems[:5])
-        raise TensorError(f"{len(problems)} tensors do not fit the plan: {first}")
+        raise TensorError(f"{len(problems)} tensors do not fit the plan: {'; '.join(problems[:5])}")
 
 
 class TensorFile:
     """A safetensors file, read one tensor at a time; several threads may read at once.
 
+    Args:
+        path: the file.
+        max_bytes: refused before anything is read, if it is larger; None: of any size.
+        max_header_bytes: how much is parsed at most.
+        max_tensors: how many there may be.
+
     Raises:
-        TensorError: if the header is malformed.
+        TensorError: if it is too large, or the header is malformed.
         OSError: if it cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int | None = None,
+        max_header_bytes: int = MAX_HEADER_BYTES,
+        max_tensors: int = MAX_TENSORS,
+    ) -> None:
         self._path = path
         self._file = path.open("rb")
         try:
             size = os.fstat(self._file.fileno()).st_size
-            self._entries, self._data = read_header(self._file, path.name, size, MAX_HEADER_BYTES, MAX_TENSORS)
+            _check_size(path, size, max_bytes)
+            self._entries, self._data = read_header(self._file, path.name, size, max_header_bytes, max_tensors)
         except BaseException:
             self._file.close()
             raise
@@ -179,24 +194,51 @@ class TensorFile:
         if entry is None:
             raise TensorError(f"{self._path.name} has no tensor {name!r}")
         if entry.spec.dtype not in NUMPY_DTYPES:
-            raise TensorError(f"{name} is {entry.spec.dtype}, which numpy cannot hold: send F32")
+            raise TensorError(f"{shown(name)} is {entry.spec.dtype}, which numpy cannot hold: send F32")
         values = np.empty(entry.spec.shape, dtype=NUMPY_DTYPES[entry.spec.dtype])
-        got = _read_into(self._file.fileno(), values.reshape(-1).view(np.uint8).data, self._data + entry.begin)
-        if got != entry.spec.nbytes:
-            raise TensorError(f"{name}: expected {entry.spec.nbytes} bytes, got {got}: cut short")
+        self._fill(values.reshape(-1).view(np.uint8), name, entry.begin)
         return values
 
-    def check_finite(self) -> None:
-        """Read every tensor once.
+    def _fill(self, values: NDArray[np.uint8], name: str, begin: int) -> None:
+        """Read bytes of a tensor, from a place counted from the header's end."""
+        got = _read_into(self._file.fileno(), values.data, self._data + begin)
+        if got != len(values):
+            raise TensorError(f"{shown(name)}: expected {len(values)} bytes, got {got}: cut short")
+
+    def check_finite(self, largest: float = math.inf) -> None:
+        """Read every byte of every tensor once, `CHUNK_BYTES` at a time.
+
+        Args:
+            largest: no value may be farther from zero.
 
         Raises:
-            TensorError: naming the first that holds a NaN or an infinity.
+            TensorError: naming the first tensor that holds a NaN, an infinity, or a value beyond `largest`.
         """
-        for name in self._entries:
-            values = self.read(name)
-            if not np.isfinite(values).all():
-                count = int(np.count_nonzero(~np.isfinite(values)))
-                raise TensorError(f"{shown(name)}: {count} of {values.size} values are not finite")
+        buffer = np.empty(CHUNK_BYTES, np.uint8)
+        for name, entry in self._entries.items():
+            if entry.spec.dtype not in NUMPY_DTYPES:
+                raise TensorError(f"{shown(name)} is {entry.spec.dtype}, which numpy cannot hold: send F32")
+            for begin in range(0, entry.spec.nbytes, CHUNK_BYTES):
+                chunk = buffer[: min(CHUNK_BYTES, entry.spec.nbytes - begin)]
+                self._fill(chunk, name, entry.begin + begin)
+                values = chunk.view(NUMPY_DTYPES[entry.spec.dtype])
+                # both are NaN where any value is: two passes over what lies in the cache, and no array of flags
+                least, most = float(values.min()), float(values.max())
+                if not (math.isfinite(least) and math.isfinite(most) and -largest <= least and most <= largest):
+                    self._refuse(name, largest)
+
+    def _refuse(self, name: str, largest: float) -> None:
+        """Say which values of a tensor are not what they should be, if any."""
+        values = self.read(name)
+        wild = int(np.count_nonzero(~np.isfinite(values)))
+        if wild:
+            raise TensorError(f"{shown(name)}: {wild} of {values.size} values are not finite")
+        beyond = int(np.count_nonzero(~(np.abs(values) <= largest)))
+        if beyond:
+            most = float(np.abs(values).max())
+            raise TensorError(
+                f"{shown(name)}: {beyond} of {values.size} values are beyond {largest:g}, the largest is {most:g}"
+            )
 
     def close(self) -> None:
         """Close the file. May be called twice."""
@@ -212,6 +254,11 @@ class TensorFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _check_size(path: Path, size: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise TensorError(f"{path.name} has {size} bytes, at most {max_bytes} are read")
 
 
 def _read_into(descriptor: int, buffer: memoryview, offset: int) -> int:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from fedpipe_profiles.settings_file import load_settings
 from fedpipe_profiles.values import Count, Factor, PositiveCount, PositiveSeconds, PositiveSize, Settings
 from fedpipe_wire.message_values import JobTerms
-from fedpipe_wire.tls import check_insecure
+from fedpipe_wire.tls import Host, check_insecure
 from fedpipe_wire.topics import check_name
 from fedpipe_wire.transfer import TransferSection
 
@@ -200,7 +200,7 @@ class Job(Settings):
 class BrokerSection(Settings):
     """[broker]: the federation's broker."""
 
-    host: str = Field(default="127.0.0.1", min_length=1, max_length=253)
+    host: Host = "127.0.0.1"
     port: int = Field(default=1883, ge=1, le=65535)
     managed: bool = Field(default=True, description="`fedpipe up` starts and stops Mosquitto itself")
     insecure: bool = Field(default=False, description="no TLS, no keys, no signatures; on loopback only")

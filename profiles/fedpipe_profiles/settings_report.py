@@ -150,8 +150,9 @@ def shown(value: Any) -> str:
 
 
 def dotted(key: Key) -> str:
-    """A key as TOML writes it, with quotes where a part needs them."""
-    return ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in key)
+    """A key as TOML writes it, with quotes where a part needs them; endless parts are cut."""
+    cut = (part if len(part) <= _SHOWN_CHARACTERS else f"{part[:_SHOWN_CHARACTERS]}..." for part in key)
+    return ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in cut)
 
 
 def plain(text: str) -> str:

@@ -246,6 +246,9 @@ def test_a_report_is_never_endless(tmp_path: Path) -> None:
     assert len(report) == 52
     assert report[-1].endswith(" more")
     assert max(map(len, report)) < 1100
+    path.write_text("k" * 100_000 + " = 1\n")
+    with pytest.raises(SettingsError, match=r"  k{80}\.\.\.[^\n]*: unknown key"):
+        load_settings(path, _Car)
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,8 @@ def shown(value: Any) -> str:
 
 def dotted(key: Key) -> str:
     """A key as TOML writes it, with quotes where a part needs them; endless parts are cut."""
-    cut = (part if len(part) <= _SHOWN_CHARACTERS else f"{part[:_SHOWN_CHARACTERS]}..." for part in key)
-    return ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in cut)
+    parts = (part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in key)
+    return ".".join(part if len(part) <= _SHOWN_CHARACTERS else f"{part[:_SHOWN_CHARACTERS]}..." for part in parts)
 
 
 def plain(text: str) -> str:

@@ -8,6 +8,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -26,6 +27,7 @@ from fedpipe_wire.blob_sender import BlobSender
 from fedpipe_wire.blobs import BlobSettings
 from fedpipe_wire.coordinator_messages import Ack, BlobRequest, CoordinatorMessage, TrainTask, TurnedAway, Welcome
 from fedpipe_wire.messages import COORDINATOR_CHANNELS, decode_from_agent, encode
+from fedpipe_wire.sealing import COORDINATOR, Sealer
 from fedpipe_wire.topics import Topics
 from fedpipe_wire.transport import Connected, Delivered, Event, Received, Transport
 
@@ -72,6 +74,7 @@ class Desk:
     rounds: int = 2
     lets_in: Callable[[Presence], Welcome | TurnedAway] = lambda presence: Welcome(session=presence.session)
     acknowledges: bool = True
+    sealer: Sealer = field(default_factory=lambda: Sealer(COORDINATOR, count(1).__next__))
     taken: dict[int, str] = field(default_factory=dict)
     stored: Counter[str] = field(default_factory=Counter)
     offered: dict[str, Trained] = field(default_factory=dict)
@@ -104,9 +107,9 @@ class Desk:
         return len(self.taken) >= self.rounds
 
     def say(self, message: CoordinatorMessage) -> None:
-        outside = envelope.Envelope(1, "m", 1)
-        topic = TOPICS.down(AGENT, COORDINATOR_CHANNELS[type(message)])
-        if self.transport.publish(topic, encode(message), properties=outside.properties()) is None:
+        topic, payload = TOPICS.down(AGENT, COORDINATOR_CHANNELS[type(message)]), encode(message)
+        outside = self.sealer.seal(topic, payload)
+        if self.transport.publish(topic, payload, properties=outside.properties()) is None:
             self.unsaid.append(message)
 
     def pump(self) -> bool:

@@ -5,6 +5,7 @@ Owns starting it, letting it act, and killing it: only its disk is left then.
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
@@ -16,9 +17,12 @@ from agent_support import setup
 from run_support import device
 
 from fedpipe_agent import trainer_process
+from fedpipe_agent.audit import AuditRecord
 from fedpipe_agent.daemon import Daemon
 from fedpipe_agent.identity import Identity
 from fedpipe_agent.memory import Memory
+from fedpipe_agent.passport import Passport, Unsigned
+from fedpipe_agent.seals import Seals
 from fedpipe_agent.state_folder import StateFolder
 from fedpipe_wire.memory import MemoryBroker, MemoryTransport
 
@@ -39,6 +43,7 @@ class Machine:
     now: float = 1000.0
     starts: int = 0
     logged: list[str] = field(default_factory=list)
+    passport: Callable[[], Passport] = Unsigned
     daemon: Daemon | None = None
 
     def clock(self) -> float:
@@ -48,10 +53,19 @@ class Machine:
         self.starts += 1
         self.state = StateFolder(self.folder / "state").__enter__()
         identity = Identity(AGENT, TOPICS, f"session-{self.starts}", self.state.instance)
-        self.transport = MemoryTransport(self.broker, identity.client_id, will=identity.will())
+        seals = Seals(identity, self.state.next_counter, self.passport())
+        self.transport = MemoryTransport(self.broker, identity.client_id, will=seals.will)
         mine = setup(AGENT, profile=device(AGENT), state=self.state.path)
         self.daemon = Daemon(
-            identity, self.transport, self.state, mine, self.logged.append, clock=self.clock, oom_kills=lambda: 0
+            identity,
+            self.transport,
+            self.state,
+            mine,
+            self.logged.append,
+            seals=seals,
+            record=AuditRecord(self.state.path, 1 << 20, AGENT),
+            clock=self.clock,
+            oom_kills=lambda: 0,
         )
         self.daemon._remember()
         self.transport.subscribe(TOPICS.all_down(AGENT))

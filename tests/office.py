@@ -16,6 +16,7 @@ from fedpipe_wire.agent_messages import AgentMessage
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.memory import MemoryBroker, MemoryTransport
 from fedpipe_wire.messages import AGENT_CHANNELS, SCHEMA_VERSION, Message, decode_from_coordinator, encode
+from fedpipe_wire.sealing import COORDINATOR, RETAINED_BY_AGENTS, Inspector, Sealer
 from fedpipe_wire.topics import Topics
 from fedpipe_wire.transport import Received
 
@@ -39,7 +40,9 @@ class Office:
         self.store = SqliteStore(self.folder / "store.db")
         self.blobs = BlobStore(self.folder / "blobs", reserve_bytes=0, free_bytes=lambda _: self.free_bytes)
         transport = MemoryTransport(self.broker, "coordinator")
-        exchange = Exchange(transport, TOPICS, self.blobs, self.store.next_counter, self.said.append)
+        sealer = Sealer(COORDINATOR, self.store.next_counter)
+        inspector = Inspector(None, self.store.heard(), RETAINED_BY_AGENTS)
+        exchange = Exchange(transport, TOPICS, self.blobs, sealer, inspector, self.said.append)
         self.service = Service(Home(self.folder), "tests", self.store, self.blobs, exchange, self.said.append)
         exchange.start()
         self.service.take_up()

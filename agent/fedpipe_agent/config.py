@@ -74,17 +74,23 @@ def _federation_name(name: str) -> str:
     return check_name(name, "federation name")
 
 
-class BrokerSettings(Settings):
-    """[broker]: the one address that this agent connects to."""
+ModelName = Annotated[str, Field(min_length=1, max_length=1000)]
 
-    host: Host
-    port: int = Field(default=1883, ge=1, le=65535)
+
+class BrokerSettings(Settings):
+    """[broker]: the one address that this agent connects to; what is left out, the bundle says."""
+
+    host: Host | None = None
+    port: int | None = Field(default=None, ge=1, le=65535)
     insecure: bool = Field(default=False, description="no TLS, no keys, no signatures; on loopback only")
 
     @field_validator("insecure")
     @classmethod
     def _only_on_loopback(cls, insecure: bool, info: ValidationInfo) -> bool:  # noqa: FBT001  # pydantic's signature
-        check_insecure(str(info.data.get("host", "")), insecure=insecure)
+        host = info.data.get("host")
+        if insecure and host is None:
+            raise ValueError("needs broker.host: no bundle says where such a broker is")
+        check_insecure(str(host), insecure=insecure)
         return insecure
 
 
@@ -126,22 +132,38 @@ class TrainingSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPU where there is one")
     idle_s: PositiveSeconds = Field(default=300.0, description="seconds a trainer without work is kept")
     start_s: PositiveSeconds = Field(default=180.0, description="seconds a trainer may take to start")
+    hub_models: tuple[ModelName, ...] = Field(default=(), description="may be downloaded from the hub")
+    trust_remote_code: tuple[ModelName, ...] = Field(default=(), description="may run the code in their own folders")
+
+
+class AuditSettings(Settings):
+    """[audit]: the record of what leaves the silo."""
+
+    max_mib: PositiveInt = Field(default=64, le=1 << 20, description="size at which a new file is begun")
 
 
 class AgentSettings(Settings):
     """The whole of agent.toml."""
 
     name: Annotated[str, AfterValidator(_agent_name)]
-    federation: Annotated[str, AfterValidator(_federation_name)]
-    state: Path = Field(default=Path("state"), description="folder for identity and outbox")
-    broker: BrokerSettings
-    datasets: dict[Annotated[str, Field(min_length=1, max_length=128)], DatasetSource] = Field(default_factory=dict)
-    models: dict[Annotated[str, Field(min_length=1, max_length=1000)], Path] = Field(
-        default_factory=dict, description="a job's model name to a folder here"
+    federation: Annotated[str, AfterValidator(_federation_name)] | None = Field(
+        default=None, description="left out: the one that this agent has joined"
     )
+    state: Path = Field(default=Path("state"), description="folder for identity and outbox")
+    broker: BrokerSettings = BrokerSettings()
+    datasets: dict[Annotated[str, Field(min_length=1, max_length=128)], DatasetSource] = Field(default_factory=dict)
+    models: dict[ModelName, Path] = Field(default_factory=dict, description="a job's model name to a folder here")
     limits: LimitSettings = LimitSettings()
     training: TrainingSettings = TrainingSettings()
     transfer: TransferSection = TransferSection()
+    audit: AuditSettings = AuditSettings()
+
+    @field_validator("broker")
+    @classmethod
+    def _insecure_is_named(cls, broker: BrokerSettings, info: ValidationInfo) -> BrokerSettings:
+        if broker.insecure and info.data.get("federation", "") is None:
+            raise ValueError("insecure = true needs federation: no bundle says which it is")
+        return broker
 
     def to_limits(self) -> Limits:
         """The owner's limits as a device profile carries them."""

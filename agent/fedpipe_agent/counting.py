@@ -1,9 +1,12 @@
 """The numbers of this agent's messages: rising, and none used twice, whatever restart or damage comes between.
 
+A process begins with the microseconds of the wall clock where these are more than what was reserved before: a folder
+that was put back from a backup does not repeat numbers then. Nobody compares a number with a clock of his own.
 Owns how many are reserved ahead of their use. That is kept in two places, the file `counter` and the journal, and the
 higher one counts: one of them may be lost, damaged or put back from a backup.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fedpipe_agent.durable import write_durably
@@ -17,10 +20,13 @@ HIGHEST = MAX_COUNTER - COUNTER_BLOCK
 
 
 class Counter:
-    """Numbers from 1, for one thread. `file` is the one of the two places, `journal` the other."""
+    """Numbers from 1, for one thread. `file` is the one of the two places, `journal` the other.
 
-    def __init__(self, file: Path, journal: Journal) -> None:
-        self._file, self._journal = file, journal
+    `wall_us` gives microseconds since the epoch, as this machine believes.
+    """
+
+    def __init__(self, file: Path, journal: Journal, wall_us: Callable[[], int]) -> None:
+        self._file, self._journal, self._wall_us = file, journal, wall_us
         self._used = 0
         self._reserved = 0
 
@@ -36,6 +42,8 @@ class Counter:
         """
         if self._used == self._reserved:
             used = self._reserved_before()
+            if not self._reserved:
+                used = max(used, min(self._wall_us(), HIGHEST))
             try:
                 write_durably(self._file, str(used + COUNTER_BLOCK))
             except OSError as error:

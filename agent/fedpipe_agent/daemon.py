@@ -14,19 +14,23 @@ from queue import Empty
 
 from fedpipe_agent import admission as ad
 from fedpipe_agent import agent_events as ev
+from fedpipe_agent.audit import AuditRecord
+from fedpipe_agent.audited_transport import AuditedTransport
 from fedpipe_agent.cgroups import read_oom_kills
 from fedpipe_agent.checks import Setup
-from fedpipe_agent.ears import Chunk, RefusedPacketError, hear
+from fedpipe_agent.ears import Chunk
 from fedpipe_agent.errors import StateFolderError, TurnedAwayError, unusable
 from fedpipe_agent.hands import Hands
 from fedpipe_agent.identity import Identity
 from fedpipe_agent.introduction import Introduction, link_text
 from fedpipe_agent.machine import step
 from fedpipe_agent.mouth import Mouth
+from fedpipe_agent.seals import Seals
 from fedpipe_agent.shelf import Shelf
 from fedpipe_agent.state import AgentState
 from fedpipe_agent.state_folder import StateFolder
 from fedpipe_agent.trainer_seat import FromTrainer, TrainerSeat
+from fedpipe_agent.upkeep import Upkeep
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_wire.agent_messages import BlobMissing, Profile
 from fedpipe_wire.blob_bits import BlobError
@@ -58,6 +62,8 @@ class Daemon:
         folder: locked, with its journal open.
         setup: what the owner lends, and the measured profile.
         log: takes one line for the owner.
+        seals: what messages are sealed with, and whose seals count.
+        record: takes a line of everything that leaves the silo.
         within_hours: whether the owner lends the machine at a local time.
         clock: monotonic seconds, the only clock that a task's time is taken by.
         moment: this moment, by all clocks; what the journal says of when.
@@ -72,16 +78,20 @@ class Daemon:
         setup: Setup,
         log: Callable[[str], None],
         *,
+        seals: Seals,
+        record: AuditRecord,
         within_hours: Callable[[datetime], bool] = lambda _: True,
         clock: Callable[[], float] = time.monotonic,
         moment: Callable[[], Moment] = read_moment,
         oom_kills: Callable[[], int] = read_oom_kills,
     ) -> None:
+        transport = AuditedTransport(transport, record)
         self._identity, self._transport, self._folder, self._log = identity, transport, folder, log
         self._within_hours, self._clock, self._moment = within_hours, clock, moment
         self._state = AgentState(setup=setup)
         self._admission = ad.Admission(identity.session)
-        self._mouth = Mouth(identity, transport, folder.next_counter, log)
+        self._upkeep = Upkeep(identity, folder.journal, seals, record, transport, clock, log)
+        self._mouth = Mouth(identity, transport, seals, log)
         self._introduction = Introduction(setup.profile, self._mouth.probe)
         settings = setup.transfer.to_settings(uplink_bps=setup.profile.limits.uplink_bps)
         try:
@@ -150,15 +160,14 @@ class Daemon:
             with contextlib.suppress(StateFolderError):  # a full disk; the first error is the one to tell
                 self._mouth.presence("offline")
         self._transport.stop()
-
-    # --- events -------------------------------------------------------------------------------------------------
+        self._upkeep.close(self._moment())
 
     def _tick(self, now: float) -> float:
+        self._upkeep.tick(self._moment())
         self._admit(ad.Woke())
-        setup = self._state.setup
         within = self._within_hours(datetime.now().astimezone())
-        if within != setup.within_hours:
-            self._state = replace(self._state, setup=replace(setup, within_hours=within))
+        if within != self._state.setup.within_hours:
+            self._state = replace(self._state, setup=replace(self._state.setup, within_hours=within))
         self._apply(ev.Ticked())
         times = [self._shelf.receiver.tick(now), ad.wake_at(self._admission)]
         if self._mouth.open:
@@ -175,14 +184,14 @@ class Daemon:
                 self._introduction.delivered(handle, self._clock())
                 self._shelf.sender.on_delivered(handle)
             case Connected(resumed):
-                self._log("connected to the broker")
+                self._upkeep.connected()
                 self._resumed = resumed
                 self._shelf.sender.on_connected(resumed=resumed)
                 self._shelf.receiver.on_connected(resumed=resumed)
                 self._admit(ad.Up())
             case Disconnected(reason, final):
                 self._introduction.lost()
-                self._log(f"no connection to the broker: {reason}")
+                self._upkeep.lost(reason)
                 self._admit(ad.Down())
                 if final:
                     raise TransportError(reason)
@@ -194,7 +203,7 @@ class Daemon:
 
     def _received(self, event: Received) -> None:
         try:
-            match hear(self._identity.topics, event):
+            match self._upkeep.hear(event):
                 case Chunk(address, data):
                     # What is expected was asked for while this session was welcome.
                     self._shelf.receiver.on_chunk(address, data)
@@ -205,7 +214,7 @@ class Daemon:
                 case message:
                     self._held.append(message)
                     self._act_on_messages()
-        except (RefusedPacketError, BlobError) as error:
+        except BlobError as error:
             self._log(str(error))
 
     def _act_on_messages(self) -> None:
@@ -220,7 +229,7 @@ class Daemon:
     def _message(self, message: CoordinatorMessage) -> None:
         match message:
             case RunState(run=run, adapter=adapter):
-                if adapter is not None and self._works_for(run):
+                if adapter is not None and self._state.works_for(run):
                     self._shelf.receiver.expect(adapter, None, pushed=True)
             case Ack():
                 self._apply(ev.Acknowledged(message))
@@ -230,9 +239,6 @@ class Daemon:
                 return
             case _:
                 self._apply(ev.TaskCame(message))
-
-    def _works_for(self, run: str) -> bool:
-        return self._state.opened_for == run or (self._state.task is not None and self._state.task.run == run)
 
     def _transfers(self) -> None:
         for outcome in self._shelf.receiver.take():
@@ -252,7 +258,7 @@ class Daemon:
         before = self._state.memory
         self._state, actions = step(self._state, event, self._clock())
         if self._state.memory is not before and self._state.memory != before:
-            self._folder.journal.save(self._state.memory, self._moment())
+            self._upkeep.save(self._state.memory, self._moment())
         for action in actions:
             outcome = self._hands.act(action, self._state.memory)
             if outcome is not None:

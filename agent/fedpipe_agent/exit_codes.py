@@ -35,3 +35,9 @@ class ExitCode(IntEnum):
     )
     STATE_FOLDER_UNUSABLE = 45, "Check owner, mode and free space of the state folder."
     TRAINER_CANNOT_START = 46, "Install the training stack: pip install 'fedpipe[agent]'."
+    NOT_JOINED = 47, "Make a request with fedpipe-agent init, have it enrolled, and join the bundle that comes back."
+    WRONG_FINGERPRINT = 48, "Ask the federation's owner for its fingerprint, by another way than the bundle came."
+    CERTIFICATE_EXPIRED = 49, "Set this machine's clock, or have the certificates renewed: fedpipe-agent renew."
+    KEYS_UNUSABLE = 50, "Put the files of the folder identity right, or make new keys with fedpipe-agent init --force."
+    FOREIGN_BUNDLE = 51, "Have a bundle made from this agent's own request.json."
+    AUDIT_BROKEN = 52, "Compare the record with a backup and with the coordinator's."

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpipe_agent.durable import write_durably
-from fedpipe_wire import envelope
 from fedpipe_wire.agent_messages import Presence
-from fedpipe_wire.messages import SCHEMA_VERSION, encode
+from fedpipe_wire.messages import encode
+from fedpipe_wire.sealing import WILL, Sealer
 from fedpipe_wire.topics import Topics
 from fedpipe_wire.transport import Will
 
@@ -32,11 +32,12 @@ class Identity:
         """What the broker knows it by: of two machines with one name, neither throws the other out."""
         return f"fedpipe-{self.topics.federation}-agent-{self.name}" + (f"-{self.instance}" if self.instance else "")
 
-    def will(self) -> Will:
-        """What the broker says when this session dies."""
-        message = Presence(state="offline", session=self.session, instance=self.instance)
-        outside = envelope.Envelope(SCHEMA_VERSION, f"will-{self.session}", 0)
-        return Will(self.topics.up(self.name, "presence"), encode(message), outside.properties())
+    def will(self, sealer: Sealer) -> Will:
+        """What the broker says when this session dies; uses up a number."""
+        payload = encode(Presence(state="offline", session=self.session, instance=self.instance))
+        topic = self.topics.up(self.name, "presence")
+        outside = sealer.seal(topic, payload, retain=True, message_id=f"{WILL}{self.session}")
+        return Will(topic, payload, outside.properties())
 
 
 def instance_of(folder_name: str, inode: int, machine: str) -> str:

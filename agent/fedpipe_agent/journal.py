@@ -1,23 +1,26 @@
 """The agent's journal: its memory, whole, in one row of an SQLite file, replaced in one commit.
 
 Owns the file and its schema. When to write is the daemon's matter: before it does what a step asked for. Beside the
-memory it keeps how many message numbers are reserved, for `counting.py`.
+memory it keeps how many message numbers are reserved, for `counting.py`, and which of the coordinator's were heard.
 """
 
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fedpipe_agent.errors import JournalError
 from fedpipe_agent.memory import Memory
 from fedpipe_wire.database import Database, DatabaseCorruptError, DatabaseError
 from fedpipe_wire.moments import Moment
+from fedpipe_wire.replay import Heard
 
 FILE_NAME = "journal.db"
+_SAVE = "INSERT OR REPLACE INTO memory (one, body, boot, monotonic_s, wall_s) VALUES (1, ?, ?, ?, ?)"
+_SAVE_HEARD = "INSERT OR REPLACE INTO heard (name, body) VALUES (?, ?)"
 
 
 def _first(connection: sqlite3.Connection) -> None:
@@ -31,7 +34,12 @@ def _second(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE TABLE counter (one INTEGER PRIMARY KEY CHECK (one = 1), reserved INTEGER NOT NULL)")
 
 
-MIGRATIONS = (_first, _second)
+def _third(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE heard (name TEXT PRIMARY KEY, body TEXT NOT NULL)")
+
+
+MIGRATIONS = (_first, _second, _third)
+_HEARD = TypeAdapter(Heard)
 
 
 class Journal:
@@ -69,14 +77,38 @@ class Journal:
             place = ".".join(map(str, problem["loc"])) or "memory"
             raise self._damaged(f"the agent's journal {self.path} is damaged ({place}: {problem['msg']})") from None
 
-    def save(self, memory: Memory, moment: Moment) -> None:
-        """Replace what is remembered; durable when this returns.
+    def save(self, memory: Memory | None, moment: Moment, heard: Mapping[str, Heard] | None = None) -> None:
+        """Replace what is remembered, and what was heard of these senders; durable, and both or neither.
+
+        Args:
+            memory: None leaves it as it is.
+            moment: this one.
+            heard: as an `Inspector` gives it out.
 
         Raises:
             JournalError: if it cannot be written; what was saved before is still there.
         """
-        row = (memory.model_dump_json(exclude_none=True), moment.boot, moment.monotonic_s, moment.wall_s)
-        self._write("INSERT OR REPLACE INTO memory (one, body, boot, monotonic_s, wall_s) VALUES (1, ?, ?, ?, ?)", row)
+        try:
+            with self._database.transaction():
+                if memory is not None:
+                    body = memory.model_dump_json(exclude_none=True)
+                    row = (body, moment.boot, moment.monotonic_s, moment.wall_s)
+                    self._database.execute(_SAVE, row)
+                for name, each in (heard or {}).items():
+                    self._database.execute(_SAVE_HEARD, (name, _HEARD.dump_json(each).decode()))
+        except DatabaseError as error:
+            raise JournalError(str(error)) from error
+
+    def heard(self) -> dict[str, Heard]:
+        """What was heard, by sender, as it was saved.
+
+        Raises:
+            JournalError: if it cannot be read.
+        """
+        try:
+            return {name: _HEARD.validate_json(body) for name, body in self._read("SELECT name, body FROM heard")}
+        except ValidationError:
+            raise self._damaged(f"the agent's journal {self.path} is damaged (what was heard)") from None
 
     def reserved(self) -> int | None:
         """The highest message number that was reserved; None where none was.

@@ -1,39 +1,37 @@
 """What this agent publishes: each message on its topic, in its envelope.
 
-Owns the topics and the counter's use. Until it is opened it says nothing but its presence: another machine may be the
+Owns the topics. Until it is opened it says nothing but its presence: another machine may be the
 agent of this name. What is too large for a message becomes the word that the task failed for that.
 """
 
 import hashlib
-import uuid
 from collections.abc import Callable
 from typing import Literal
 
 from fedpipe_agent.identity import Identity
-from fedpipe_wire import envelope
+from fedpipe_agent.seals import Seals
 from fedpipe_wire.agent_messages import AgentMessage, Evaluated, Failed, Presence, Profile, Scored, Survey, Trained
-from fedpipe_wire.messages import AGENT_CHANNELS, MAX_MESSAGE_BYTES, SCHEMA_VERSION, encode
+from fedpipe_wire.messages import AGENT_CHANNELS, MAX_MESSAGE_BYTES, encode
 from fedpipe_wire.transport import Transport, TransportError
 
-_PROBE_BLOB = hashlib.sha256(b"link probe").hexdigest()
+PROBE_BLOB = hashlib.sha256(b"link probe").hexdigest()
+"""Under this name zeros are sent, to measure the link."""
 
 
 class Mouth:
-    """Used by the daemon's thread only. `next_counter` gives a number that was never used before; `log` takes a line.
+    """Used by the daemon's thread only. `seals` says what messages are sealed with now; `log` takes a line.
 
     Attributes:
         open: Whether this session was let in.
         spent: Takes the bytes of everything that is sent: they count against the owner's uplink limit.
     """
 
-    def __init__(
-        self, identity: Identity, transport: Transport, next_counter: Callable[[], int], log: Callable[[str], None]
-    ) -> None:
+    def __init__(self, identity: Identity, transport: Transport, seals: Seals, log: Callable[[str], None]) -> None:
         self.open = False
         self.spent: Callable[[int], None] = lambda _: None
         self._identity = identity
         self._transport = transport
-        self._next_counter = next_counter
+        self._seals = seals
         self._log = log
 
     def presence(self, state: Literal["online", "offline"]) -> None:
@@ -65,7 +63,7 @@ class Mouth:
 
     def probe(self, size: int) -> int | None:
         """Send that many bytes to measure the link; a handle, None if they were not taken."""
-        topic = self._identity.topics.up_chunk(self._identity.name, _PROBE_BLOB, 0)
+        topic = self._identity.topics.up_chunk(self._identity.name, PROBE_BLOB, 0)
         try:
             return self._send(topic, bytes(size)) if self.open else None
         except TransportError as error:
@@ -78,7 +76,7 @@ class Mouth:
         payload = encode(message)
         if len(payload) > MAX_MESSAGE_BYTES:
             raise TransportError(f"it has {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are read")
-        outside = envelope.Envelope(SCHEMA_VERSION, uuid.uuid4().hex, self._next_counter())
+        outside = self._seals.sealer.seal(topic, payload, retain=retain)
         return self._send(topic, payload, retain=retain, properties=outside.properties()) is not None
 
     def _send(

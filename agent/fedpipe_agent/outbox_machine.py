@@ -119,6 +119,8 @@ def acknowledged(state: AgentState, ack: Ack) -> Outcome:
         each for each in outbox if (each.run, each.round, each.update.sha256) == (ack.run, ack.round, ack.sha256)
     ]
     if not settled:
+        if not ack.accepted:  # taken at first, it differed too much from the others' when the round was closed
+            return state, (Log(f"{name} is refused, and is not in the outbox any more: {ack.reason}"),)
         return state, (Log(f"{name} was acknowledged, and no such update is in the outbox: nothing to do"),)
     if state.offered in settled:
         state = state.to("finished") if ack.accepted else state.empty_handed()

@@ -54,6 +54,10 @@ class AgentState:
         """How far it is."""
         return self.memory.stage
 
+    def works_for(self, run: str) -> bool:
+        """Whether a task of this run is in hand, or its trainer is kept."""
+        return self.opened_for == run or (self.task is not None and self.task.run == run)
+
     @property
     def in_hand(self) -> bool:
         """Whether the trainer of this process works on a request."""

@@ -5,6 +5,8 @@ Owns the lock that keeps a second daemon out, and the places of everything that 
 
 import fcntl
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,12 +21,16 @@ from fedpipe_wire.blob_partial import sync_folder
 class StateFolder:
     """A locked folder with its journal open; leaving the block lets it go.
 
+    Args:
+        path: of the folder.
+        wall_us: microseconds since the epoch, as this machine believes.
+
     Attributes:
         instance: Names this folder on this machine.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, wall_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+        self.path, self._wall_us = path, wall_us
         self.instance = ""
         self._journal: Journal | None = None
         self._lock: int | None = None
@@ -77,7 +83,7 @@ class StateFolder:
         try:
             self.instance = read_instance(self.path)
             self._journal = Journal(self.path)
-            self._counter = Counter(self.path / "counter", self._journal)
+            self._counter = Counter(self.path / "counter", self._journal, self._wall_us)
             self._counter.check()
         except OSError as error:
             self._let_go()

@@ -10,6 +10,7 @@ from fedpipe_coordinator.change_averaging import Place
 from fedpipe_coordinator.medians import ENOUGH, per_unit, typical
 from fedpipe_coordinator.norms import Measured
 from fedpipe_coordinator.round_files import UpdateFile
+from fedpipe_wire.tensor_header import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,9 @@ class Excess:
         """What its sender is told."""
         besides = f" (and {more} other weights)" if more else ""
         return (
-            f"its change of {self.tensor}{besides} has norm {self.norm:.4g}, {self.times:.4g} times the median of the "
-            f"{self.others} other agents that trained it, per planned step and root of rank; at most {bound:g} times "
-            "is taken (aggregation.norm_bound). Look at this agent's data, precision and learning rate"
+            f"its change of {shown(self.tensor)}{besides} has norm {self.norm:.4g}, {self.times:.4g} times the median "
+            f"of the {self.others} other agents that trained it, per planned step and root of rank; at most {bound:g} "
+            "times is taken (aggregation.norm_bound). Look at this agent's data, precision and learning rate"
         )
 
 

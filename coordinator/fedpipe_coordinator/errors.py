@@ -3,6 +3,7 @@
 from fedpipe_coordinator.broker import BrokerError
 from fedpipe_coordinator.control import ControlBusyError, ControlError, ControlSocketError, RequestTooLargeError
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.federation_audit import AuditError
 from fedpipe_coordinator.home_lock import AlreadyRunningError, HomeError
 from fedpipe_coordinator.records import RecordError
 from fedpipe_coordinator.store import StoreError
@@ -33,6 +34,7 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (ControlBusyError, ExitCode.COORDINATOR_BUSY),
     (ControlError, ExitCode.COORDINATOR_NOT_RUNNING),
     (RecordError, ExitCode.STORE_UNUSABLE),
+    (AuditError, ExitCode.STORE_UNUSABLE),
     (StoreError, ExitCode.STORE_UNUSABLE),
     (BlobError, ExitCode.STORE_UNUSABLE),
     (DataError, ExitCode.DATA_UNUSABLE),

@@ -1,16 +1,16 @@
-"""The coordinator's side of the wire: messages with their envelope, updates coming in, adapters going out.
+"""The coordinator's side of the wire: sealed messages, updates coming in, adapters going out.
 
-Owns what is between the transport and the service: topics, envelopes, blob transfers. It refuses what is malformed and
-says so; it decides nothing about runs.
+Owns what is between the transport and the service: topics, seals, blob transfers. Of a packet, the topic is looked at
+first, then its size, its seal, and only then what is in it. It refuses what does not hold and says so; it decides
+nothing about runs.
 """
 
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpipe_wire import envelope
+from fedpipe_coordinator.refusals import Fault, Refusals
 from fedpipe_wire.agent_messages import AgentMessage, BlobMissing
 from fedpipe_wire.blob_bits import BlobDiskError, BlobError
 from fedpipe_wire.blob_files import BlobStore
@@ -23,12 +23,13 @@ from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.messages import (
     COORDINATOR_CHANNELS,
     MAX_MESSAGE_BYTES,
-    SCHEMA_VERSION,
     MessageError,
     decode_from_agent,
     encode,
 )
-from fedpipe_wire.topics import TopicError, Topics
+from fedpipe_wire.replay import Heard
+from fedpipe_wire.sealing import Inspector, Sealer, SealError
+from fedpipe_wire.topics import Address, TopicError, Topics
 from fedpipe_wire.transport import Connected, Delivered, Posted, Received, Transport
 
 NO_TIMER_S = 3600.0
@@ -38,7 +39,8 @@ NO_TIMER_S = 3600.0
 class TransferDone:
     """An agent's blob is here, or is not (`path` is None and `reason` says why).
 
-    `hopeless`: asking again would not help, for the agent sends what the blob's name denies.
+    `hopeless`: asking again would not help, for the agent says of it what cannot be. `spoilt`: what came were other
+    bytes than its name says, each time; agent, disk, broker or network is at fault, and nobody can tell which.
     """
 
     agent: str
@@ -46,25 +48,53 @@ class TransferDone:
     path: Path | None
     reason: str = ""
     hopeless: bool = False
+    spoilt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message that an agent has sent, and the id that its envelope names it by."""
+
+    agent: str
+    message: AgentMessage
+    message_id: str
 
 
 class Exchange:
-    """Used by the service's thread only."""
+    """Used by the service's thread only.
+
+    Args:
+        transport: the session with the broker.
+        topics: of the federation.
+        blobs: adapters and updates.
+        sealer: signs what is sent.
+        inspector: judges what is received.
+        log: takes lines for people.
+        settings: how blobs are sent and received.
+
+    Attributes:
+        refusals: what was not listened to.
+        hear: takes which messages were heard, before anybody acts on the last of them; its user sets it.
+    """
 
     def __init__(
         self,
         transport: Transport,
         topics: Topics,
         blobs: BlobStore,
-        next_counter: Callable[[], int],
+        sealer: Sealer,
+        inspector: Inspector,
         log: Callable[[str], None],
         settings: BlobSettings = BlobSettings(),  # noqa: B008 - a frozen value
     ) -> None:
         self.transport = transport
+        self.refusals = Refusals()
         self._topics = topics
         self._blobs = blobs
-        self._next_counter = next_counter
+        self._sealer, self._inspector = sealer, inspector
+        self.hear: Callable[[Mapping[str, Heard]], None] = lambda _: None
         self._log = log
+        self._packet = Received("", b"", retained=False)
         self._sender = BlobSender(transport, topics, blobs, time.monotonic, settings=settings)
         self._receiver = BlobReceiver(
             blobs, time.monotonic, settings=settings, wake=lambda: transport.events.put(Posted(None))
@@ -124,31 +154,62 @@ class Exchange:
         payload = encode(message)
         if len(payload) > MAX_MESSAGE_BYTES:
             raise MessageError(f"{message.type} has {len(payload)} bytes, at most {MAX_MESSAGE_BYTES} are read")
-        outside = envelope.Envelope(SCHEMA_VERSION, uuid.uuid4().hex, self._next_counter())
+        outside = self._sealer.seal(topic, payload, retain=retain)
         sent = self.transport.publish(topic, payload, retain=retain, properties=outside.properties())
         if sent is None:
             self._unsent.append((topic, message, retain))
 
     # --- receiving ----------------------------------------------------------------------------------------------
 
-    def received(self, event: Received) -> Iterator[tuple[str, AgentMessage]]:
+    def received(self, event: Received) -> Iterator[Said]:
         """The message in a packet, if there is one for the service; chunks and requests for chunks are dealt with."""
+        self._packet = event
         try:
             address = self._topics.parse(event.topic)
-            if address.agent is None or address.direction != "up":
-                return
-            if address.channel == "blob":
-                self._receiver.on_chunk(address, event.payload)
-                return
-            outside = envelope.parse(event.properties)
-            message = decode_from_agent(address.channel, event.payload, outside.schema)
-            if isinstance(message, BlobMissing):
-                self._sender.on_request(message.sha256, message.bitmap, address.agent)
-                return
-        except (TopicError, envelope.EnvelopeError, MessageError, BlobError) as error:
-            self._log(f"refused what came on {event.topic[:120]!r}: {error}")
+        except TopicError as error:
+            self.refuse("wrong-topic", str(error))
             return
-        yield address.agent, message
+        if address.agent is None or address.direction != "up":
+            self.refuse("wrong-topic", "only what agents send up is listened to")
+            return
+        try:
+            if address.channel == "blob":
+                self._take_chunk(address)
+                return
+            said = self._read(address.agent, address.channel)
+        except SealError as error:
+            self.refuse(error.fault, str(error), address.agent)
+        except (MessageError, BlobError) as error:
+            self.refuse("malformed", str(error), address.agent)
+        else:
+            if said is not None:
+                yield said
+
+    def refuse(self, fault: Fault, reason: str, sender: str = "") -> None:
+        """Do not listen to the packet that is being handled, and say so."""
+        text = self.refusals.add(fault, sender, self._packet.topic, self._packet.payload, reason)
+        if text is not None:
+            self._log(text)
+
+    def _take_chunk(self, address: Address) -> None:
+        """A chunk has no seal: the hash of its whole stands in a sealed message."""
+        if self._packet.retained:
+            raise SealError("retained", "the broker kept a chunk: nobody of this federation asks that")
+        self._receiver.on_chunk(address, self._packet.payload)
+
+    def _read(self, agent: str, channel: str) -> Said | None:
+        event = self._packet
+        if len(event.payload) > MAX_MESSAGE_BYTES:
+            self.refuse("oversize", f"{len(event.payload)} bytes, at most {MAX_MESSAGE_BYTES} are read", agent)
+            return None
+        outside = self._inspector.inspect(agent, event)
+        # What this message leads to must not be stored without it: it would be let in again after a kill.
+        self.hear(self._inspector.dirty())
+        message = decode_from_agent(channel, event.payload, outside.schema)
+        if isinstance(message, BlobMissing):
+            self._sender.on_request(message.sha256, message.bitmap, agent)
+            return None
+        return Said(agent, message, outside.message_id)
 
     def delivered(self, event: Delivered) -> None:
         """The broker acknowledged a publication."""
@@ -175,8 +236,9 @@ class Exchange:
                     self.send(agent, BlobRequest(sha256=sha256, bitmap=bitmap))
                 case BlobArrived(str() as agent, sha256, path):
                     yield TransferDone(agent, sha256, path)
-                case BlobFailed(str() as agent, sha256, reason, hopeless):
-                    yield TransferDone(agent, sha256, None, f"the update did not arrive: {reason}", hopeless)
+                case BlobFailed(str() as agent, sha256, reason) as failed:
+                    text = f"the update did not arrive: {reason}"
+                    yield TransferDone(agent, sha256, None, text, hopeless=failed.hopeless, spoilt=failed.spoilt)
                 case _:
                     continue
         while self._sender.failures:

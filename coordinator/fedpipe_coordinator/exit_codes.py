@@ -35,5 +35,7 @@ class ExitCode(IntEnum):
     MODEL_UNUSABLE = 18, "Check the model's folder or hub id in the job file."
     STORE_UNUSABLE = 19, "Check the federation's folder: free space, rights, and that one version of FedPipe writes it."
     ALREADY_RUNNING = 20, "Use the one that runs, or stop it first, or work in another folder."
+    AUDIT_BROKEN = 28, "Look at the named file and line; compare with a backup, and find out who could write there."
+    AUDIT_DIFFERS = 29, "Ask the silo for its record, see which of the two is wrong, and treat it as an incident."
     EXPORT_FAILED = 30, "Read the message; the run itself is unharmed, so put it right and export again."
     EXPORT_EXTRAS_MISSING = 31, "Install what merging needs: pip install 'fedpipe[export]'."

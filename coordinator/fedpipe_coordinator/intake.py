@@ -3,6 +3,7 @@
 Owns the way of an update from an agent's offer to the outcome that the machine hears. It decides nothing about rounds.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from fedpipe_coordinator.exchange import Exchange, TransferDone
@@ -13,6 +14,13 @@ from fedpipe_coordinator.worker import Worker
 from fedpipe_profiles.plan import Plan
 from fedpipe_wire.agent_messages import Trained
 
+SPOILT_FETCHES = 3
+"""So often the fetch of an update ends with other bytes than its name says, before that is called hopeless.
+
+A broker may spoil what it carries, and must not have a good update rejected by that. A round waits for it no longer
+than for any other that does not come.
+"""
+
 
 class Intake:
     """Used by the owner's thread; only the checks of whole files run in the worker."""
@@ -20,6 +28,7 @@ class Intake:
     def __init__(self, exchange: Exchange, worker: Worker) -> None:
         self._exchange, self._worker = exchange, worker
         self._checking: set[tuple[str, str, str]] = set()
+        self._spoilt: Counter[tuple[str, str, str]] = Counter()
 
     def fetch(self, state: RunState, fetch: Fetch) -> UpdateRejected | None:
         """Begin to fetch an update, or say why it will never be taken."""
@@ -47,15 +56,26 @@ class Intake:
             plan, trained = found
             if done.path is not None:
                 self._check(state, done, plan, trained.round)
-            elif done.hopeless:
+            elif done.hopeless or self._is_spoilt_for_good(state.run, done):
                 yield state.run, UpdateRejected(done.agent, trained.round, done.sha256, done.reason)
             else:
                 yield state.run, UpdateDelayed(done.agent, trained.round, done.sha256, done.reason)
+
+    def _is_spoilt_for_good(self, run: str, done: TransferDone) -> bool:
+        if not done.spoilt:
+            return False
+        key = (run, done.agent, done.sha256)
+        self._spoilt[key] += 1
+        if self._spoilt[key] < SPOILT_FETCHES:
+            return False
+        del self._spoilt[key]
+        return True
 
     def heard(self, run: str, event: RunEvent) -> None:
         """A check's outcome was taken by the owner."""
         if isinstance(event, UpdateStored | UpdateRejected | UpdateDelayed):
             self._checking.discard((run, event.agent, event.sha256))
+            self._spoilt.pop((run, event.agent, event.sha256), None)
 
     def _check(self, state: RunState, done: TransferDone, plan: Plan, round_: int) -> None:
         key = (state.run, done.agent, done.sha256)

@@ -7,7 +7,7 @@ against the adapter that it was trained from, and used by one aggregation at mos
 from fedpipe_coordinator.run_events import Aggregate, Fetch, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.run_state import LateShare, LateUpdate, Member, RunState
 from fedpipe_coordinator.step import Step
-from fedpipe_coordinator.telling import REPLACED, acknowledge, decline, remember
+from fedpipe_coordinator.telling import REPLACED, acknowledge, decline, described, offered, remember
 from fedpipe_profiles.plan import Plan
 from fedpipe_wire.agent_messages import Trained
 
@@ -46,7 +46,7 @@ def keep(work: Step, member: Member, trained: Trained, plan: Plan) -> None:
             _drop(work, work.state.members[member.name], former, REPLACED)
     entry = LateUpdate(round=trained.round, plan=plan, base=base, trained=trained)
     others = tuple(each for each in member.late if each.round != trained.round)
-    work.put(member.model_copy(update={"late": (*others, entry)}))
+    work.put(member.model_copy(update={"late": (*others, entry)} | offered(work, member, trained)))
     text = f"{member.name}'s update of round {trained.round} comes after the round was closed: it counts in the next"
     work.note("late-offered", text, agent=member.name, data={"round": trained.round})
 
@@ -80,7 +80,8 @@ def outcome(work: Step, member: Member, event: UpdateStored | UpdateRejected | U
             _stored(work, member, entry)
         case UpdateRejected(reason=reason):
             _drop(work, member, entry, reason)
-            work.note("rejected", f"{member.name}'s late update is not taken: {reason}", agent=member.name)
+            data = {**described(member, entry.trained.update), "reason": reason}
+            work.note("rejected", f"{member.name}'s late update is not taken: {reason}", agent=member.name, data=data)
         case UpdateDelayed():
             work.put(member.model_copy(update={"fetch_at": work.now + FETCH_AGAIN_S}))
 
@@ -96,9 +97,9 @@ def _stored(work: Step, member: Member, entry: LateUpdate) -> None:
     if pending is not None and pending.round == entry.round:
         members = tuple(shown_late(each, stored) if each.name == member.name else each for each in pending.members)
         work.update(pending=pending.model_copy(update={"members": members}))
-    sha256 = entry.trained.update.sha256
+    sha256, late_weight = entry.trained.update.sha256, work.state.job.rounds.late_weight
     text = f"{member.name}'s update {sha256[:12]} of round {entry.round} came late and is stored"
-    data = {"sha256": sha256, "round": entry.round, "weight": work.state.job.rounds.late_weight}
+    data = {**described(member, entry.trained.update), "round": entry.round, "weight": late_weight}
     work.note("late-accepted", text, agent=member.name, data=data)
     acknowledge(work, member.name, entry.round, sha256)
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 Line = dict[str, Any]
 Keys = Mapping[str, type]
 """What a line of a file has at least, each with the type of its value; `object` takes any."""
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,33 @@ def read_lines(path: Path, keys: Keys) -> list[Line]:
 def last_number(path: Path, key: str, keys: Keys) -> int:
     """The value of a key in the last line that can be read; 0 where there is none."""
     try:
-        parts = path.read_bytes().split(b"\n")[:-1]
+        line = last_line(path, keys)
     except OSError:
         return 0
-    return next((int(line[key]) for part in reversed(parts) if (line := _parse(part, keys)) is not None), 0)
+    return 0 if line is None else int(line[key])
+
+
+def last_line(path: Path, keys: Keys) -> Line | None:
+    """The last whole line that can be read, if there is one; most of a long file is not looked at.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        begin = end = file.seek(0, os.SEEK_END)
+        tail = b""
+        while begin > 0:
+            begin = max(0, end - max(_BLOCK, 2 * len(tail)))
+            file.seek(begin)
+            tail = file.read(end - begin)
+            # Of the first part, the beginning may lie before what was read.
+            parts = tail.split(b"\n")[:-1][0 if begin == 0 else 1 :]
+            found = next((line for part in reversed(parts) if (line := _parse(part, keys)) is not None), None)
+            if found is not None:
+                return found
+    return None
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ and hold it still. What does not come is told aloud, for it breaks the promise t
 from fedpipe_coordinator.run_events import Damaged, Fetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
-from fedpipe_coordinator.telling import decline
+from fedpipe_coordinator.telling import decline, described
 from fedpipe_wire.agent_messages import Trained
 
 
@@ -15,7 +15,7 @@ def on_damaged(work: Step, event: Damaged) -> bool:
     """Ask again for what can come again; whether nothing is awaited."""
     work.update(missing=event.updates)
     for name, sha256 in event.updates:
-        trained = _trained(work.state.members[name], sha256)
+        trained = trained_of(work.state.members[name], sha256)
         if trained is not None:
             text = (
                 f"{name}'s update {sha256[:12]} was acknowledged, and is damaged or gone on this disk: it is asked for "
@@ -37,7 +37,11 @@ def on_outcome(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed)
     """It came again, or it did not; whether nothing is awaited any more."""
     work.update(missing=tuple(each for each in work.state.missing if each != (event.agent, event.sha256)))
     if isinstance(event, UpdateStored):
-        work.note("accepted", f"{event.agent}'s update {event.sha256[:12]} is stored again", agent=event.agent)
+        member = work.state.members[event.agent]
+        trained = _trained(member, event.sha256)
+        data = {} if trained is None else described(member, trained.update)
+        text = f"{event.agent}'s update {event.sha256[:12]} is stored again"
+        work.note("accepted", text, agent=event.agent, data=data)
     else:
         _lose(work, event.agent, event.sha256, event.reason)
     return not work.state.missing
@@ -45,7 +49,7 @@ def on_outcome(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed)
 
 def _lose(work: Step, name: str, sha256: str, why: str) -> None:
     member = work.state.members[name]
-    trained = _trained(member, sha256)
+    trained = trained_of(member, sha256)
     if trained is None:
         return
     text = f"{name}'s update {sha256[:12]} of round {trained.round} was acknowledged and is lost by this disk: {why}"
@@ -60,7 +64,7 @@ def _lose(work: Step, name: str, sha256: str, why: str) -> None:
     decline(work, name, trained, text)
 
 
-def _trained(member: Member, sha256: str) -> Trained | None:
+def trained_of(member: Member, sha256: str) -> Trained | None:
     """What an agent said of one of the updates that an aggregation uses."""
     if member.standing == "accepted" and member.trained is not None and member.trained.update.sha256 == sha256:
         return member.trained

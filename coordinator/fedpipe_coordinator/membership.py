@@ -4,7 +4,7 @@ Part of the pure machine of `run_machine.py`. An agent that joins while a run is
 planned from the next round on.
 """
 
-from fedpipe_coordinator import late
+from fedpipe_coordinator import late, refused_updates
 from fedpipe_coordinator.base_model import base_identity, curve_problem
 from fedpipe_coordinator.message_room import labels_problem, model_problem
 from fedpipe_coordinator.run_events import AgentOnline, Send
@@ -40,6 +40,7 @@ def agent_online(work: Step, event: AgentOnline) -> None:
     work.put(member.model_copy(update=update))
     if not member.online:
         work.note("returned", f"{name} is back", agent=name)
+    refused_updates.tell_again(work, member)
     ask_again(work, name)
     late.fetch(work, name)
 

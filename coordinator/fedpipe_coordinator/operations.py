@@ -32,6 +32,7 @@ def handle(service: "Service", request: ControlRequest) -> None:
                 {
                     "federation": service.federation,
                     "agents_online": service.registry.online(),
+                    "refused": service.chronicle.refused(),
                     "runs": _runs(service),
                 }
             )

@@ -95,7 +95,8 @@ def on_planned(work: Step, event: Planned) -> None:
         data={
             "deadline_s": event.deadline_s,
             "plans": {
-                name: plan.model_dump(mode="json", exclude={"components"}) | {"ranks": plan.ranks}
+                name: plan.model_dump(mode="json", exclude={"components"})
+                | {"ranks": plan.ranks, "sha256": hashlib.sha256(plan.model_dump_json().encode()).hexdigest()}
                 for name, plan in event.plans.items()
             },
             "none": {name: none.model_dump(mode="json") for name, none in event.none.items()},
@@ -118,6 +119,7 @@ def _in_new_round(member: Member, event: Planned) -> Member:
             "standing": "asked" if plan else (member.standing if out else "idle"),
             "note": none.reason if none else (member.note if out else ""),
             "evaluated": None,
+            "delivered": min(member.delivered, event.round - 1),  # what it brought for this round was refused
             "trained": None,
             "round_s": None,
             "fetch_at": member.fetch_at if member.late else None,

@@ -5,12 +5,12 @@ Owns the answers that need no run: welcome, turned away, unknown. It decides not
 
 from collections.abc import Callable
 
-from fedpipe_coordinator.exchange import Exchange
+from fedpipe_coordinator.exchange import Exchange, Said
 from fedpipe_coordinator.registry import LetIn, Registry, Turned
 from fedpipe_coordinator.run_events import AgentOffline, AgentOnline, Heard, Report
 from fedpipe_coordinator.store import Store
 from fedpipe_coordinator.watchers import Watchers
-from fedpipe_wire.agent_messages import AgentMessage, BlobMissing, Presence, Profile, Progress, Trained
+from fedpipe_wire.agent_messages import BlobMissing, Presence, Profile, Progress, Trained
 from fedpipe_wire.coordinator_messages import Ack, EndTask, TurnedAway, Welcome
 
 
@@ -38,16 +38,17 @@ class Reception:
         self._store, self._registry, self._exchange, self._watchers = store, registry, exchange, watchers
         self._log, self._knows = log, knows
 
-    def hear(self, agent: str, message: AgentMessage) -> AgentOnline | AgentOffline | Heard | None:
+    def hear(self, said: Said) -> AgentOnline | AgentOffline | Heard | None:
         """Take in a message; what runs should know of it, if anything."""
+        agent, message = said.agent, said.message
         match message:
             case Presence():
                 return self._presence(agent, message)
             case Profile():
                 return self._profile(agent, message)
             case Progress():
-                said = message.model_dump(exclude={"run", "type"})
-                self._watchers.say(message.run, {"event": "progress", "agent": agent} | said)
+                progress = message.model_dump(exclude={"run", "type"})
+                self._watchers.say(message.run, {"event": "progress", "agent": agent} | progress)
                 return None
             case BlobMissing():
                 return None
@@ -55,7 +56,7 @@ class Reception:
                 self._unknown_run(agent, message)
                 return None
             case _:
-                return Heard(agent, message)
+                return Heard(agent, message, said.message_id)
 
     def _presence(self, agent: str, message: Presence) -> AgentOnline | AgentOffline | None:
         before = self._registry.session(agent)
@@ -78,7 +79,7 @@ class Reception:
 
     def _profile(self, agent: str, message: Profile) -> AgentOnline | None:
         if message.profile.agent != agent:
-            self._log(f"refused a profile of {message.profile.agent!r} that agent {agent} sent")
+            self._exchange.refuse("wrong-sender", f"a profile of {message.profile.agent!r}", agent)
             return None
         self._store.save_profile(message.profile)
         return self._registry.profile(agent, message.profile)
@@ -86,7 +87,7 @@ class Reception:
     def _unknown_run(self, agent: str, message: Report) -> None:
         """A report of a run that this coordinator never had: its agent need not hold on to it."""
         reason = f"this coordinator knows no run {message.run}"
-        self._log(f"agent {agent} reports of a run that is not known here: {message.run}")
+        self._exchange.refuse("stale", f"it is of run {message.run}, which is not known here", agent)
         if isinstance(message, Trained):
             sha256, round_ = message.update.sha256, message.round
             self._exchange.send(agent, Ack(run=message.run, round=round_, sha256=sha256, accepted=False, reason=reason))

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from fedpipe_coordinator.record_trail import RecordTrail
 from fedpipe_coordinator.records import AUDIT, ROUNDS, RecordError, RecordsFullError, RunFolder, round_record
+from fedpipe_coordinator.remains import remains
 from fedpipe_coordinator.report import write_report
 from fedpipe_coordinator.retelling import Event
 from fedpipe_coordinator.run_events import Note, RunAction, SaveRound
@@ -21,6 +22,7 @@ from fedpipe_coordinator.watchers import Watchers
 AGAIN_S = 30.0
 """How long a folder that could not be written is left alone."""
 
+_ENDS_AND_BEGINNINGS = ("run-began", "run-done", "run-failed", "run-stopped")
 LATE_NOTES = 3
 """So many notes of one agent's late reports and updates are kept in a round."""
 
@@ -34,7 +36,16 @@ class Trouble:
 
 
 class RecordKeeper:
-    """The records of all runs. Used by the owner's thread."""
+    """The records of all runs. Used by the owner's thread.
+
+    Args:
+        store: where runs are kept, and lines until they are in their files.
+        folder: a run's folder.
+        watchers: who follows a run.
+        clock: the time that lines are stamped with.
+        log: takes lines for people.
+        look: told of a run that has begun or ended, once that is stored, and again after a restart.
+    """
 
     def __init__(
         self,
@@ -43,8 +54,9 @@ class RecordKeeper:
         watchers: Watchers,
         clock: Callable[[], datetime],
         log: Callable[[str], None],
+        look: Callable[[RunState], None] = lambda _: None,
     ) -> None:
-        self._store, self._folder, self._watchers, self._log = store, folder, watchers, log
+        self._store, self._folder, self._watchers, self._log, self._look = store, folder, watchers, log, look
         self._trail = RecordTrail(store, folder, clock)
         self._troubles: dict[str, tuple[Trouble, float]] = {}
         self._unconcluded: set[str] = set()
@@ -52,6 +64,7 @@ class RecordKeeper:
 
     def open(self, state: RunState) -> None:
         """Take up what an earlier process stored and did not write out."""
+        self._look(state)
         if state.open or self._store.lines(state.run):
             self._trail.open(state.run)
         if state.open:
@@ -102,6 +115,8 @@ class RecordKeeper:
             self._watchers.say(state.run, self._trail.event(line))
         self._store.save_run(state, lines)
         self._trail.stored(state.run, lines)
+        if any(isinstance(action, Note) and action.kind in _ENDS_AND_BEGINNINGS for action in actions):
+            self._look(state)
         return said
 
     def _is_too_much(self, run: str, note: Note) -> bool:
@@ -126,6 +141,16 @@ class RecordKeeper:
             self._troubles[run] = trouble, now + AGAIN_S
             if before is None or before[0] != trouble:
                 yield run, trouble
+
+    def finish(self, state: RunState, now: float, *, again: bool = False) -> RunState:
+        """Tell in a run's folder how it ended, `again` only where that is not told; what is kept of the run."""
+        told = again and not self.untold(state)
+        trouble = None if told else self.conclude(state, now)
+        if trouble is not None:
+            self._log(f"{state.run}: {trouble.text}")
+        left = remains(state)
+        self.store(left, ())
+        return left
 
     def conclude(self, state: RunState, now: float) -> Trouble | None:
         """Write all of a run that is over; where its folder does not take that now, `write_out` tries it again."""
@@ -177,10 +202,11 @@ class RecordKeeper:
     def _mend(self, state: RunState, folder: RunFolder, files: Iterable[str] = (AUDIT, ROUNDS)) -> None:
         """Set aside what cannot be read in a run's files; said once, for it is not there any more afterwards."""
         for file in files:
-            text = folder.set_aside(file)
-            if text is not None:
+            done = folder.set_aside(file)
+            if done is not None:
+                text, data = done
                 self._log(f"{state.run}: {text}")
-                self.store(state, (Note("records-damaged", text, None, state.round),))
+                self.store(state, (Note("records-damaged", text, None, state.round, data),))
 
     def told(self, run: str) -> list[Event]:
         """All that watchers were told of a run so far, but for progress."""

@@ -1,8 +1,9 @@
 """The lines of the runs' records, on their way from the store into the files: each exactly once, and in order.
 
-Owns their numbers. A line is stored together with the step that it tells of; it is appended to its file afterwards,
-many at a time, and forgotten by the store once the file is synced. After a kill in between, the number of the file's
-last whole line says which lines are in it.
+Owns their numbers and, in the audit record, their chain. A line is stored together with the step that it tells of; it
+is appended to its file afterwards, many at a time, and forgotten by the store once the file is synced. After a kill in
+between, the number of the file's last whole line says which lines are in it. The store keeps the newest line's number
+and hash: where the file's end was taken away, the chain goes on from there and shows the gap.
 """
 
 import json
@@ -13,7 +14,8 @@ from typing import Any
 from fedpipe_coordinator.records import AUDIT, ROUNDS, RunFolder
 from fedpipe_coordinator.retelling import Event, event_of, retell
 from fedpipe_coordinator.run_events import Note
-from fedpipe_coordinator.store import Line, Store
+from fedpipe_coordinator.store import Line, Newest, Store
+from fedpipe_wire.hash_chain import FIRST, chained, written
 
 _KEYS = {AUDIT: "number", ROUNDS: "round"}
 
@@ -30,7 +32,7 @@ class RecordTrail:
     def __init__(self, store: Store, folder: Callable[[str], RunFolder], clock: Callable[[], datetime]) -> None:
         self._store, self._folder, self._clock = store, folder, clock
         self._waiting: dict[str, list[Line]] = {}
-        self._last: dict[str, int] = {}
+        self._last: dict[str, Newest] = {}
 
     def open(self, run: str) -> None:
         """Take up the lines of a run that an earlier process did not write out, or could not."""
@@ -38,7 +40,7 @@ class RecordTrail:
         written = {file: folder.last_number(file, key) for file, key in _KEYS.items()}
         left = self._store.lines(run)
         self._waiting[run] = [line for line in left if line.number > written[line.file]]
-        self._last[run] = max([written[AUDIT], *(line.number for line in left if line.file == AUDIT)])
+        self._last[run] = self._newest(run)
 
     def missing(self, run: str) -> int:
         """How many lines of the audit record the store does not know of: with them it has lost what they tell."""
@@ -48,12 +50,26 @@ class RecordTrail:
     def note(self, run: str, note: Note) -> Line:
         """The next line of a run's audit record; it counts once it is stored."""
         if run not in self._last:  # its records were complete; an agent spoke of it again
-            self._last[run] = self._folder(run).last_number(AUDIT, _KEYS[AUDIT])
-        self._last[run] = number = self._last[run] + 1
+            self._last[run] = self._newest(run)
+        last = self._last[run]
+        number = last.number + 1
         stamp = self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
-        line = {"number": number, "time": stamp, "kind": note.kind, "round": note.round, "agent": note.agent}
-        line |= {"text": note.text} | ({"data": note.data} if note.data else {})
-        return Line(AUDIT, number, json.dumps(line, ensure_ascii=False))
+        said = {"number": number, "time": stamp, "kind": note.kind, "round": note.round, "agent": note.agent}
+        line = chained(said | {"text": note.text} | ({"data": note.data} if note.data else {}), last.hash)
+        self._last[run] = Newest(number, line["hash"])
+        return Line(AUDIT, number, written(line), line["hash"])
+
+    def _newest(self, run: str) -> Newest:
+        """The last line of a run's audit record, wherever it is; it need not be chained in one of an older version."""
+        stored = self._store.newest(run, AUDIT)
+        last = self._folder(run).last_line(AUDIT)
+        in_file = Newest(0, FIRST) if last is None else Newest(last["number"], str(last.get("hash", FIRST)))
+        if stored is not None and stored.number >= in_file.number:
+            return stored
+        # The store went back in time, which is said; or it was written by a version that made no chain.
+        waiting = [line.number for line in self._store.lines(run) if line.file == AUDIT]
+        known = self._store.last_line(run, AUDIT) or 0
+        return Newest(max(in_file.number, known, *waiting, 0), in_file.hash)
 
     def round(self, record: dict[str, Any]) -> Line:
         """The line of a round that is complete; stored twice it is kept once."""

@@ -13,7 +13,15 @@ from typing import Any
 from pydantic_core import to_json
 
 from fedpipe_coordinator.home import Home
-from fedpipe_coordinator.line_files import Keys, append_lines, last_number, read_lines, replace_bytes, set_aside
+from fedpipe_coordinator.line_files import (
+    Keys,
+    append_lines,
+    last_line,
+    last_number,
+    read_lines,
+    replace_bytes,
+    set_aside,
+)
 from fedpipe_coordinator.metrics import metrics_data
 from fedpipe_coordinator.run_state import Member, RoundResult, RunState
 from fedpipe_profiles.model import ModelShape
@@ -160,17 +168,25 @@ class RunFolder:
         """The value of a key in the last line of a file that can be read; 0 where there is none."""
         return last_number(self.path / name, key, KEYS[name])
 
-    def set_aside(self, name: str) -> str | None:
-        """Take out of a file the lines that cannot be read, with a copy beside; what happened, for people."""
+    def last_line(self, name: str) -> dict[str, Any] | None:
+        """The last line of a file that can be read, if there is one; none where the file itself cannot be."""
+        try:
+            return last_line(self.path / name, KEYS[name])
+        except OSError:
+            return None
+
+    def set_aside(self, name: str) -> tuple[str, dict[str, Any]] | None:
+        """Take out of a file the lines that cannot be read, with a copy beside; what happened, in words and as data."""
         with self.writing():
             done = set_aside(self.path / name, KEYS[name])
         if done is None:
             return None
         copy, bad = done
-        return (
+        text = (
             f"{bad} lines of {self.path / name} cannot be read: the run goes on with the others. The file as it was "
             f"is kept as {copy.name}; see what changed it, another program or a failing disk"
         )
+        return text, {"file": name, "lines": bad, "copy": copy.name}
 
     def summary(self, state: RunState, exports: dict[str, str]) -> dict[str, Any]:
         """What `summary.json` says."""

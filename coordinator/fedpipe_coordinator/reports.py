@@ -6,10 +6,11 @@ round, or one that came before, changes nothing.
 
 from fedpipe_coordinator import late
 from fedpipe_coordinator.metrics import metrics_data, metrics_text
+from fedpipe_coordinator.refused_updates import was_refused
 from fedpipe_coordinator.run_events import Fetch, Report, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.run_state import Member, RunState
 from fedpipe_coordinator.step import Step
-from fedpipe_coordinator.telling import REPLACED, acknowledge, decline, remember
+from fedpipe_coordinator.telling import REPLACED, acknowledge, decline, described, offered, remember
 from fedpipe_wire.agent_messages import Ahead, Evaluated, Failed, Refused, Scored, Survey, Trained
 
 MEMORY_BACKOFF = 0.8
@@ -57,6 +58,9 @@ def on_trained(work: Step, member: Member, message: Trained) -> None:
     if reason is not None and message.update.sha256 in member.taken:
         acknowledge(work, member.name, message.round, message.update.sha256)
         return
+    if reason is not None and was_refused(member) and member.trained == message:
+        decline(work, member.name, message, member.note)
+        return
     if reason is not None:
         late.offer(work, member, message, reason)
         return
@@ -69,7 +73,7 @@ def on_trained(work: Step, member: Member, message: Trained) -> None:
         if message.measurement not in measurements[-1:]:
             measurements = (*measurements, message.measurement)[-MAX_MEASUREMENTS:]
         update = {"trained": message, "replaced": replaced, "standing": "offered", "measurements": measurements}
-        work.put(member.model_copy(update=update | {"fetch_at": None}))
+        work.put(member.model_copy(update=update | offered(work, member, message) | {"fetch_at": None}))
         work.note(
             "trained",
             f"{member.name} trained {message.examples} examples, loss {message.train_loss:.3f}",
@@ -171,8 +175,9 @@ def on_outcome(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed)
             _stored(work, member, event)
         case UpdateRejected(reason=reason):
             work.put(member.model_copy(update={"standing": "failed", "note": reason}))
-            work.note("rejected", f"{event.agent}'s update is not taken: {reason}", agent=event.agent)
             if member.trained is not None:
+                data = {**described(member, member.trained.update), "reason": reason}
+                work.note("rejected", f"{event.agent}'s update is not taken: {reason}", agent=event.agent, data=data)
                 decline(work, event.agent, member.trained, reason)
         case UpdateDelayed(reason=reason):
             # It is not declined: its agent keeps it, and it is asked for again while the round waits.
@@ -190,7 +195,8 @@ def _stored(work: Step, member: Member, event: UpdateStored) -> None:
     }
     work.put(remember(member, event.sha256).model_copy(update=update))
     text = f"{event.agent}'s update {event.sha256[:12]} is stored"
-    work.note("accepted", text, agent=event.agent, data={"sha256": event.sha256})
+    data = {} if member.trained is None else described(member, member.trained.update)
+    work.note("accepted", text, agent=event.agent, data=data)
     acknowledge(work, event.agent, event.round, event.sha256)
 
 

@@ -4,7 +4,7 @@ Part of the pure machine of `run_machine.py`. A round ends when every planned ag
 passed; it never waits for an agent whose update is not on its way.
 """
 
-from fedpipe_coordinator import late, lost_updates, membership, reports
+from fedpipe_coordinator import late, lost_updates, membership, refused_updates, reports
 from fedpipe_coordinator.metrics import combine_metrics, metrics_data, metrics_text
 from fedpipe_coordinator.planning_machine import begin_planning, on_planned
 from fedpipe_coordinator.run_events import (
@@ -18,6 +18,7 @@ from fedpipe_coordinator.run_events import (
     SaveRound,
     UpdateDelayed,
     UpdateRejected,
+    UpdatesRefused,
     UpdateStored,
 )
 from fedpipe_coordinator.run_state import SETTLED, LateShare, Member, RoundResult, RunState
@@ -35,7 +36,7 @@ PAUSES_S = (10.0, 30.0, 60.0)
 """Before the second attempt, the third, and each one after it."""
 
 
-def on_work(work: Step, event: AdapterChecked | Planned | Aggregated | Damaged | Exported) -> None:
+def on_work(work: Step, event: AdapterChecked | Planned | Aggregated | UpdatesRefused | Damaged | Exported) -> None:
     """Something that the service was asked for is done, or cannot be."""
     match event:
         case AdapterChecked(ref, round_):
@@ -45,12 +46,17 @@ def on_work(work: Step, event: AdapterChecked | Planned | Aggregated | Damaged |
             on_planned(work, event)
         case Aggregated():
             _aggregated(work, event)
+        case UpdatesRefused():
+            if work.state.phase == "aggregating" and event.round == work.state.round:
+                refused_updates.on_refused(work, event)
+                _aggregate_again(work, complete=True)
         case Damaged():
             if work.state.phase == "aggregating" and event.round == work.state.round:
                 _aggregate_again(work, complete=lost_updates.on_damaged(work, event))
-        case Exported(paths):
+        case Exported(paths, files):
             if work.state.phase == "exporting":
                 work.update(note="", work_at=None)
+                work.note("exported", f"{len(files)} files were exported", data={"files": files})
                 work.to("done")
                 work.note("run-done", "the run is done", data={"paths": paths})
                 work.end_all("the run is done")
@@ -90,7 +96,7 @@ def finish_training(work: Step) -> None:
 
 
 def _aggregate_again(work: Step, *, complete: bool) -> None:
-    """Aggregate what is left of a round's updates, once none is awaited; what is lost may leave too few."""
+    """Aggregate what is left of a round's updates, once none is awaited; those lost or refused may leave too few."""
     if not complete:
         return
     action = late.aggregation(work.state)
@@ -212,8 +218,9 @@ def _note_aggregated(work: Step, event: Aggregated, shares: tuple[LateShare, ...
         "aggregated",
         f"round {state.round}/{state.job.rounds.number}: {taken} updates aggregated"
         + (f", and {len(shares)} of the round before" if shares else "")
-        + f", {event.truncation_tail:.2%} lost by truncation",
-        data={"sha256": event.adapter.sha256, "truncation_tail": event.truncation_tail},
+        + f", {event.truncation_tail:.2%} lost by truncation"
+        + (f"; {event.said}" if event.said else ""),
+        data={"sha256": event.adapter.sha256, "truncation_tail": event.truncation_tail} | event.treatment,
     )
 
 

@@ -40,10 +40,11 @@ class AgentOffline:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An agent reported."""
+    """An agent reported; `message_id` is what the envelope names its message by."""
 
     agent: str
     message: Report
+    message_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,24 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """The updates of a round have become the next global adapter."""
+    """The updates of a round have become the next global adapter.
+
+    `said` is what there is to say of how, for people; `treatment` the same for the audit record.
+    """
 
     round: int
     adapter: BlobRef
     truncation_tail: float
+    said: str = ""
+    treatment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatesRefused:
+    """Updates of a round that were accepted moved a weight too far, as (agent, blob name, reason)."""
+
+    round: int
+    updates: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +139,10 @@ class AdapterChecked:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The final adapter lies where people can use it."""
+    """The final adapter lies where people can use it; `files` are the hashes of what was written, by name."""
 
     paths: dict[str, str]
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +177,7 @@ RunEvent = (
     | UpdateDelayed
     | Planned
     | Aggregated
+    | UpdatesRefused
     | Damaged
     | AdapterChecked
     | Exported

@@ -30,6 +30,7 @@ from fedpipe_coordinator.run_events import (
     Unfit,
     UpdateDelayed,
     UpdateRejected,
+    UpdatesRefused,
     UpdateStored,
     WorkDelayed,
     WorkFailed,
@@ -76,12 +77,14 @@ def _dispatch(work: Step, event: RunEvent) -> None:
         case AgentOffline():
             membership.agent_offline(work, event.agent)
         case Heard():
+            work.heard = (event.agent, event.message_id) if event.message_id else None
             _heard(work, event)
+            work.heard = None
         case Unfit():
             membership.leave_out(work, event.agent, event.reason)
         case UpdateStored() | UpdateRejected() | UpdateDelayed():
             round_machine.on_outcome(work, event)
-        case AdapterChecked() | Planned() | Aggregated() | Damaged() | Exported():
+        case AdapterChecked() | Planned() | Aggregated() | UpdatesRefused() | Damaged() | Exported():
             round_machine.on_work(work, event)
         case WorkFailed():
             work.fail(f"{event.work}: {event.reason}")

@@ -73,7 +73,7 @@ _MAY_FOLLOW: dict[Standing | None, tuple[Standing, ...]] = {
     "asked": ("answered", "offered", "idle", "refused", "failed", "gone"),
     "answered": ("asked", "idle", "refused", "failed"),
     "offered": ("accepted", "refused", "failed", "gone"),
-    "accepted": ("asked", "idle", "gone"),
+    "accepted": ("asked", "idle", "failed", "gone"),
     "idle": ("asked", "answered", "refused", "failed", "gone"),
     "refused": ("asked", "answered", "idle", "gone"),
     "failed": ("asked", "answered", "idle", "refused", "gone"),
@@ -130,6 +130,7 @@ class Member(Value):
     evaluated: Metrics | None = None
     trained: Trained | None = None
     taken: tuple[str, ...] = ()
+    offers: dict[str, str] = Field(default={}, description="of its last updates, the id of the message with each")
     replaced: tuple[Trained, ...] = Field(
         default=(), description="offered in this round before `trained`, not answered"
     )

@@ -19,6 +19,7 @@ from fedpipe_coordinator.service import Service
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.mqtt import MqttOptions, MqttTransport
+from fedpipe_wire.sealing import COORDINATOR, RETAINED_BY_AGENTS, Inspector, Sealer
 from fedpipe_wire.topics import Topics
 
 _OPTIONS = MqttOptions(max_takeovers=10)
@@ -63,7 +64,9 @@ class Server:
             transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator", options=_OPTIONS)
             transfers = self._settings.transfer.to_settings()
             blobs = BlobStore(self._home.blobs, chunk_bytes=transfers.chunk_bytes)
-            exchange = Exchange(transport, Topics(name), blobs, store.next_counter, self._log, transfers)
+            sealer = Sealer(COORDINATOR, store.next_counter)
+            inspector = Inspector(None, store.heard(), RETAINED_BY_AGENTS)
+            exchange = Exchange(transport, Topics(name), blobs, sealer, inspector, self._log, transfers)
             service = Service(self._home, name, store, blobs, exchange, self._log, each_tick=each_tick)
             stack.callback(service.close)
             control = ControlServer(self._home.path, service.post)

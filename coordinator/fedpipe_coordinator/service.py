@@ -13,9 +13,11 @@ from queue import Empty, SimpleQueue
 
 from fedpipe_coordinator import operations
 from fedpipe_coordinator.acting import Actor
+from fedpipe_coordinator.chronicle import Chronicle
 from fedpipe_coordinator.config import Job, make_run_id
 from fedpipe_coordinator.control import ControlRequest
-from fedpipe_coordinator.exchange import Exchange, TransferDone
+from fedpipe_coordinator.exchange import Exchange, Said, TransferDone
+from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.housekeeping import needed_blobs
 from fedpipe_coordinator.mishap import let_hear
@@ -23,7 +25,7 @@ from fedpipe_coordinator.reception import Reception
 from fedpipe_coordinator.record_keeping import RecordKeeper
 from fedpipe_coordinator.records import RunFolder, folder_of
 from fedpipe_coordinator.registry import Registry
-from fedpipe_coordinator.remains import remains, still_told
+from fedpipe_coordinator.remains import still_told
 from fedpipe_coordinator.resume import rebase, resume
 from fedpipe_coordinator.run_events import (
     AgentOffline,
@@ -41,7 +43,6 @@ from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.store import Store
 from fedpipe_coordinator.watchers import Watchers
 from fedpipe_coordinator.worker import WorkDone
-from fedpipe_wire.agent_messages import AgentMessage
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.moments import read_moment
 from fedpipe_wire.transport import Connected, Delivered, Disconnected, Event, Posted, Received, TransportError
@@ -80,11 +81,14 @@ class Service:
         now, saved, self._epoch = read_moment(), store.moments(), store.begin_epoch()
         self.runs = {state.run: rebase(state, saved.get(state.run), now, self._epoch) for state in store.runs()}
         self._exchange = exchange
+        exchange.hear = store.hear
         self._log = log
         self._reception = Reception(store, self.registry, exchange, self.watchers, log, self.runs.__contains__)
         self._each_tick = each_tick
+        self.chronicle = Chronicle(FederationAudit(home.path), store, exchange.refusals, log)
         self._actor = Actor(exchange, blobs, self.registry, self._folder_of, self.post)
-        self.keeper = RecordKeeper(store, self._folder_of, self.watchers, lambda: datetime.now(UTC), log)
+        clock = partial(datetime.now, UTC)
+        self.keeper = RecordKeeper(store, self._folder_of, self.watchers, clock, log, self.chronicle.look)
         self._stopping = False
         self._collect_due = True
         self._active: str | None = None
@@ -126,16 +130,18 @@ class Service:
 
     def take_up(self) -> None:
         """Go on where an earlier process was stopped or killed."""
+        self.chronicle.started(self.federation)
         for state in list(self.runs.values()):
             self.keeper.open(state)
             if not state.open:
-                self._conclude(state, again=True)
+                self.runs[state.run] = self.keeper.finish(state, time.monotonic(), again=True)
         self._start_next(resumed=True)
         self._collect()
 
     def close(self) -> None:
         """Let go of everything."""
         self._write_out()
+        self.chronicle.stopped()
         self._actor.close()
         self._exchange.stop()
         for run in list(self.runs):
@@ -146,8 +152,8 @@ class Service:
     def _handle(self, event: Event) -> None:
         match event:
             case Received():
-                for agent, message in self._exchange.received(event):
-                    self._message(agent, message)
+                for said in self._exchange.received(event):
+                    self._message(said)
             case Delivered():
                 self._exchange.delivered(event)
             case Connected(resumed):
@@ -180,8 +186,8 @@ class Service:
         elif isinstance(item, ControlRequest):
             operations.handle(self, item)
 
-    def _message(self, agent: str, message: AgentMessage) -> None:
-        match self._reception.hear(agent, message):
+    def _message(self, said: Said) -> None:
+        match self._reception.hear(said):
             case AgentOnline() | AgentOffline() as news:
                 self._member_changed(news)
             case Heard() as heard:
@@ -202,6 +208,7 @@ class Service:
 
     def _tick(self, now: float) -> None:
         self._each_tick(now)
+        self.chronicle.tick()
         if self._active is not None:
             self._apply(self._active, Ticked())
         self._write_out()  # many lines at a time: a message must not cost a sync of its own for each file
@@ -283,18 +290,9 @@ class Service:
             self._apply(state.run, agent)
 
     def _ended(self, state: RunState) -> None:
-        self._conclude(state)
+        self.runs[state.run] = self.keeper.finish(state, time.monotonic())
         self._collect()
         self.watchers.end(state.run)
         if self._active == state.run:
             self._active = None
             self._start_next()
-
-    def _conclude(self, state: RunState, *, again: bool = False) -> None:
-        """Tell in a run's folder how it ended, `again` only where that is not told, and keep what remains of it."""
-        told = again and not self.keeper.untold(state)
-        trouble = None if told else self.keeper.conclude(state, time.monotonic())
-        if trouble is not None:
-            self._log(f"{state.run}: {trouble.text}")
-        self.runs[state.run] = remains(state)
-        self.keeper.store(self.runs[state.run], ())

@@ -7,7 +7,7 @@ updates the machine asks their agents. Called in the worker: a file is read whol
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedpipe_coordinator.adapter_making import first_adapter, next_adapter
+from fedpipe_coordinator.adapter_making import first_adapter, next_adapter, update_file
 from fedpipe_coordinator.aggregate import UpdateFile
 from fedpipe_coordinator.merging import WorkError
 from fedpipe_coordinator.run_events import Aggregate, Damaged
@@ -57,8 +57,8 @@ def _made_again(state: RunState, ref: BlobRef, blobs: BlobStore, folder: Path) -
     updates = _updates(made.members, blobs)
     if not updates:
         return False
-    again, _ = next_adapter(state, state.former, updates, made.round, blobs, folder)
-    return again.sha256 == ref.sha256
+    again = next_adapter(state, state.former, updates, made.round, blobs, folder)
+    return again.adapter.sha256 == ref.sha256
 
 
 def _updates(members: Sequence[Member], blobs: BlobStore) -> list[UpdateFile]:
@@ -70,6 +70,5 @@ def _updates(members: Sequence[Member], blobs: BlobStore) -> list[UpdateFile]:
         sha256 = member.trained.update.sha256
         if not blobs.verify(sha256):
             return []
-        path = blobs.path(sha256)
-        found.append(UpdateFile(member.name, member.trained.examples, path, dict(member.plan.components)))
+        found.append(update_file(member.name, member.plan, member.trained, blobs.path(sha256)))
     return found

@@ -12,11 +12,18 @@ from fedpipe_wire.coordinator_messages import EndTask
 
 
 class Step:
-    """Collects what one event changes; lives only while that event is handled."""
+    """Collects what one event changes; lives only while that event is handled.
+
+    Attributes:
+        state: The run so far.
+        now: Monotonic seconds.
+        heard: The agent and the id of the message that is being acted on; what is noted of that agent names it.
+    """
 
     def __init__(self, state: RunState, now: float) -> None:
         self.state = state
         self.now = now
+        self.heard: tuple[str, str] | None = None
         self._actions: list[RunAction] = []
 
     def result(self) -> tuple[RunState, tuple[RunAction, ...]]:
@@ -29,7 +36,8 @@ class Step:
 
     def note(self, kind: str, text: str, *, agent: str | None = None, data: dict[str, Any] | None = None) -> None:
         """Say something to people and to the audit record."""
-        self.do(Note(kind, text, agent, self.state.round, data or {}))
+        named = {"message_id": self.heard[1]} if self.heard is not None and self.heard[0] == agent else {}
+        self.do(Note(kind, text, agent, self.state.round, (data or {}) | named))
 
     def put(self, member: Member) -> None:
         """Replace or add one agent's entry.

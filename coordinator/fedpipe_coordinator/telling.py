@@ -8,6 +8,7 @@ from fedpipe_coordinator.run_state import Member
 from fedpipe_coordinator.step import Step
 from fedpipe_wire.agent_messages import Trained
 from fedpipe_wire.coordinator_messages import Ack
+from fedpipe_wire.message_values import BlobRef
 
 REMEMBERED_UPDATES = 4
 """An update that is offered again after its round must not be called not taken."""
@@ -26,6 +27,21 @@ def decline(work: Step, agent: str, trained: Trained, reason: str) -> None:
         run=work.state.run, round=trained.round, sha256=trained.update.sha256, accepted=False, reason=reason[:1000]
     )
     work.do(Send(agent, ack))
+
+
+def offered(work: Step, member: Member, trained: Trained) -> dict[str, object]:
+    """What changes in an agent's entry by the message that is being acted on: it offers this update."""
+    if work.heard is None:
+        return {}
+    offers = {key: value for key, value in member.offers.items() if key != trained.update.sha256}
+    offers[trained.update.sha256] = work.heard[1]
+    return {"offers": dict(list(offers.items())[-REMEMBERED_UPDATES:])}
+
+
+def described(member: Member, update: BlobRef) -> dict[str, object]:
+    """An update for the audit record: its name, its size, and the message that it was offered with."""
+    named = {"message_id": member.offers[update.sha256]} if update.sha256 in member.offers else {}
+    return {"sha256": update.sha256, "bytes": update.size, **named}
 
 
 def remember(member: Member, sha256: str) -> Member:

@@ -6,11 +6,13 @@ thread, so that the session with the broker never waits for a solver.
 
 import hashlib
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from fedpipe_coordinator.adapter_making import first_adapter, next_adapter
+from fedpipe_coordinator.adapter_making import first_adapter, measure_updates, next_adapter, update_file
 from fedpipe_coordinator.aggregate import UpdateFile
+from fedpipe_coordinator.closing_gate import beyond_bound
 from fedpipe_coordinator.components import draw_components
 from fedpipe_coordinator.merging import Merger, WorkError
 from fedpipe_coordinator.peft_format import write_peft_adapter
@@ -24,6 +26,7 @@ from fedpipe_coordinator.run_events import (
     Exported,
     MakePlans,
     Planned,
+    UpdatesRefused,
 )
 from fedpipe_coordinator.run_state import RunState
 from fedpipe_coordinator.soundness import check_adapter, damage
@@ -92,8 +95,13 @@ def _device(state: RunState, name: str, profile: DeviceProfile) -> DeviceProblem
     )
 
 
-def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path) -> Aggregated | Damaged:
-    """Make the next global adapter of the accepted updates, or say which of them this disk has lost."""
+def aggregate(
+    state: RunState, action: Aggregate, blobs: BlobStore, folder: Path
+) -> Aggregated | UpdatesRefused | Damaged:
+    """Make the next global adapter of the accepted updates.
+
+    Or say which of them this disk has lost, or which have moved a weight too far beside the others.
+    """
     start = check_adapter(state, blobs, folder)
     damaged = damage(state, action, blobs)
     if damaged is not None:
@@ -103,10 +111,15 @@ def aggregate(state: RunState, action: Aggregate, blobs: BlobStore, folder: Path
         member = state.members[name]
         if member.trained is None or member.plan is None:
             raise WorkError(f"the update of {name} has no report or plan")
-        updates.append(UpdateFile(name, member.trained.examples, blobs.path(sha256), dict(member.plan.components)))
+        updates.append(update_file(name, member.plan, member.trained, blobs.path(sha256)))
     updates += [_late_file(state, name, sha256, blobs) for name, sha256 in sorted(action.late.items())]
-    adapter, tail = next_adapter(state, start, updates, action.round, blobs, folder)
-    return Aggregated(action.round, adapter, tail)
+    measured = measure_updates(state, start, updates, blobs)
+    refused = {} if measured is None else beyond_bound(measured, updates, state.job.aggregation.norm_bound)
+    if refused:
+        told = [(name, (action.late if late else action.updates)[name], why) for (name, late), why in refused.items()]
+        return UpdatesRefused(action.round, tuple(sorted(told)))
+    made = next_adapter(state, start, updates, action.round, blobs, folder, measured=measured)
+    return Aggregated(action.round, made.adapter, made.truncation_tail, made.treatment.text(), made.treatment.record())
 
 
 def _late_file(state: RunState, name: str, sha256: str, blobs: BlobStore) -> UpdateFile:
@@ -114,11 +127,8 @@ def _late_file(state: RunState, name: str, sha256: str, blobs: BlobStore) -> Upd
     entry = next((each for each in state.members[name].late if each.trained.update.sha256 == sha256), None)
     if entry is None:
         raise WorkError(f"the late update {sha256[:12]} of {name} has no report or plan")
-    return UpdateFile(
-        name,
-        entry.trained.examples,
-        blobs.path(sha256),
-        dict(entry.plan.components),
+    return replace(
+        update_file(name, entry.plan, entry.trained, blobs.path(sha256)),
         weight=state.job.rounds.late_weight,
         base=blobs.path(entry.base.sha256),
     )
@@ -151,4 +161,13 @@ def export(state: RunState, blobs: BlobStore, folder: RunFolder, merger: Merger)
         shutil.rmtree(folder.merged, ignore_errors=True)
         merger.merge(folder.adapter, state.job.job.model, state.job.job.task, folder.merged)
         paths["merged"] = str(folder.merged)
-    return Exported(paths)
+    return Exported(paths, _hashes(folder.path, [Path(path) for path in paths.values()]))
+
+
+def _hashes(base: Path, folders: list[Path]) -> dict[str, str]:
+    """SHA-256 of every file in some folders, by its place in `base`."""
+    found = {}
+    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            found[str(path.relative_to(base))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -39,6 +39,7 @@ from fedpipe_coordinator.run_events import (
     Ticked,
     UpdateDelayed,
     UpdateRejected,
+    UpdatesRefused,
     UpdateStored,
     WorkDelayed,
     WorkFailed,
@@ -90,6 +91,8 @@ class AnyRun(RuleBasedStateMachine):
         self.fetches: dict[tuple[str, int, str], Fetch] = {}
         self.stored: set[tuple[str, int, str]] = set()
         self.aggregated: dict[int, Aggregate] = {}
+        self.refused: set[str] = set()
+        self.ever_refused: set[str] = set()
         for _ in range(steps):
             self.all_goes_well()
 
@@ -117,8 +120,10 @@ class AnyRun(RuleBasedStateMachine):
                     pass
 
     def _check_aggregate(self, action: Aggregate) -> None:
-        # A restarted coordinator asks again, for the same.
-        assert self.aggregated.setdefault(action.round, action) == action
+        # A restarted coordinator asks again, for the same but for what the gate has refused meanwhile.
+        before = self.aggregated.get(action.round, action)
+        assert action == Aggregate(action.round, self._unrefused(before.updates), self._unrefused(before.late))
+        self.aggregated[action.round] = action
         assert action.updates
         for agent, sha256 in action.updates.items():
             assert (agent, action.round, sha256) in self.stored
@@ -128,6 +133,38 @@ class AnyRun(RuleBasedStateMachine):
             assert self.aggregated[action.round - 1].updates.get(agent) is None
         assert list(action.updates) == sorted(action.updates)
         assert list(action.late) == sorted(action.late)
+
+    def _store(self, key: tuple[str, int, str]) -> None:
+        self.stored.add(key)
+        self.refused.discard(key[2])  # in a round that is begun again it may come again, and is judged again
+        self._let(UpdateStored(*key))
+
+    def _unrefused(self, updates: dict[str, str]) -> dict[str, str]:
+        return {agent: sha256 for agent, sha256 in updates.items() if sha256 not in self.refused}
+
+    @precondition(lambda self: self.drive.state.phase == "aggregating")
+    @rule(data=st.data())
+    def the_closing_gate_refuses(self, data: st.DataObject) -> None:
+        """What it refused is in no aggregation any more, and its agent is told; said twice, it changes nothing."""
+        action = self.aggregated[self.drive.state.round]
+        present = sorted({*action.updates.items(), *action.late.items()})
+        out = data.draw(st.lists(st.sampled_from(present), min_size=1, unique=True))
+        event = UpdatesRefused(action.round, tuple((*each, "far off") for each in out))
+        self.refused |= {sha256 for _, sha256 in out}
+        self.ever_refused |= self.refused
+        self.aggregated[action.round] = Aggregate(
+            action.round, self._unrefused(action.updates), self._unrefused(action.late)
+        )
+        if not self.aggregated[action.round].updates:
+            del self.aggregated[action.round]
+        self.work = [each for each in self.work if not isinstance(each, Aggregated) or each.round != action.round]
+        actions = self.drive(event)
+        declined = {(a.agent, a.message.sha256) for a in actions if isinstance(a, Send) and isinstance(a.message, Ack)}
+        assert declined >= set(out)
+        self._take(actions)
+        after = self.drive.state
+        self._take(self.drive(event))
+        assert self.drive.state == after
 
     @precondition(lambda self: self.drive.state.open)
     @rule(agent=AGENTS, session=st.integers(1, 2))
@@ -161,8 +198,7 @@ class AnyRun(RuleBasedStateMachine):
         for agent in "abc":
             self.does_as_asked(agent)
         for key in sorted(self.fetches):
-            self.stored.add(key)
-            self._let(UpdateStored(*key))
+            self._store(key)
         if self.work:
             self._let(self.work[-1])
 
@@ -195,8 +231,7 @@ class AnyRun(RuleBasedStateMachine):
     def fetch_ends(self, data: st.DataObject, how: str) -> None:
         key = data.draw(st.sampled_from(sorted(self.fetches)))
         if how == "well":
-            self.stored.add(key)
-            self._let(UpdateStored(*key))
+            self._store(key)
         elif how == "badly":
             self._let(UpdateRejected(*key, "a value is not finite"))
         else:
@@ -252,7 +287,8 @@ class AnyRun(RuleBasedStateMachine):
         present = {m.trained.update.sha256 for m in self.drive.state.members.values() if m.trained is not None}
         for action in self.drive.all(Send):
             if isinstance(action.message, Ack) and action.message.accepted:
-                assert action.message.sha256 in {*used, *waiting, *present}
+                assert action.message.sha256 in {*used, *waiting, *present, *self.ever_refused}
+        assert not self.refused & {*used, *waiting}
 
     @invariant()
     def enough_agents_do_not_wait_longer_than_the_grace(self) -> None:
@@ -330,7 +366,7 @@ def test_the_tables_name_every_phase_and_standing_and_leave_no_way_back_from_an_
     assert {standing for pair in STANDINGS for standing in pair} - {None} == set(get_args(Standing)) - {"late"}
     assert not [pair for pair in TRANSITIONS if pair[0] in ("done", "failed", "stopped")]
     assert ("accepted", "offered") not in STANDINGS
-    assert ("accepted", "failed") not in STANDINGS
+    assert ("accepted", "refused") not in STANDINGS
 
 
 @given(agents=st.permutations("ab"))

@@ -104,8 +104,8 @@ def test_any_change_of_a_signed_part_is_refused(data: st.DataObject, channel: st
         case _:
             value = honest.properties[part]
             at = data.draw(st.integers(0, len(value) - 1))
-            letter = data.draw(st.characters(codec="utf-8"))
-            text = value[:at] + (letter if letter != value[at] else "") + value[at + 1 :]
+            char = data.draw(st.characters(codec="utf-8"))
+            text = value[:at] + (char if char != value[at] else "") + value[at + 1 :]
             changed = replace(honest, properties={**honest.properties, part: text})
     judge = inspector()
     assert fault(judge, sender, changed) in ("forged", "malformed", "unknown-key", "unsigned")

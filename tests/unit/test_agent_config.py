@@ -45,10 +45,10 @@ def test_every_key_is_documented() -> None:
     assert {key[-1] for key in known_keys(AgentSettings)} - {"*", "training", "transfer"} <= documented
 
 
-def test_nothing_but_name_federation_and_broker_is_needed(tmp_path: Path) -> None:
-    settings = _load(tmp_path, MINIMAL)
+def test_nothing_but_the_name_is_needed(tmp_path: Path) -> None:
+    settings = _load(tmp_path, 'name = "north"\n')
     assert settings.state == tmp_path / "state"
-    assert settings.broker.port == 1883
+    assert (settings.federation, settings.broker.host, settings.broker.port) == (None, None, None)
     assert settings.to_limits() == Limits()
     assert settings.limits.downlink_bps is None
     assert within_hours(settings.limits, time(3, 0))

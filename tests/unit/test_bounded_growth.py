@@ -10,6 +10,7 @@ from office import Office
 from run_support import device, job, scored, survey, trained
 
 from fedpipe_coordinator import work
+from fedpipe_coordinator.exchange import Said
 from fedpipe_coordinator.record_keeping import LATE_NOTES
 from fedpipe_coordinator.records import RunFolder
 from fedpipe_coordinator.retelling import Event
@@ -46,7 +47,7 @@ def _late(office: Office, run: str) -> int:
 
 def _progress(office: Office, run: str) -> None:
     said = Progress(run=run, round=1, stage="training", done=1, of=2)
-    office.service._reception.hear("a", said)
+    office.service._reception.hear(Said("a", said, ""))
 
 
 def test_progress_of_runs_that_nobody_follows_is_kept_nowhere(office: Office) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from agent_support import DriveAgent, score_task, train_task
+from clockless import clockless
 from small_disk import fill, read_only, small_disk
 
 from fedpipe_agent.errors import JournalError, StateFolderError
 from fedpipe_agent.journal import MIGRATIONS, Journal
 from fedpipe_agent.memory import Memory
-from fedpipe_agent.state_folder import StateFolder
 from fedpipe_wire.database import Database
 from fedpipe_wire.moments import Moment
 
@@ -95,7 +95,7 @@ def _with(sql: str) -> Callable[[Path], None]:
 HARM: dict[str, tuple[Callable[[Path], None], str]] = {
     "noise": (_with_noise, r"journal\.db is damaged.*move journal\.db, .*leave the rest.*above all the file 'counter'"),
     "cut short": (_cut_short, r"journal\.db is damaged.*move journal\.db"),
-    "a newer schema": (_of_a_newer_schema, r"schema 7, this version of FedPipe reads schemas up to 2.*newer"),
+    "a newer schema": (_of_a_newer_schema, r"schema 7, this version of FedPipe reads schemas up to 3.*newer"),
     "another body": (_with_another_body, r"is damaged \(stage: .*move journal\.db"),
     "text for a clock": (
         _with("UPDATE memory SET monotonic_s = 'noon'"),
@@ -109,17 +109,17 @@ HARM: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("harm", HARM)
 def test_a_journal_that_cannot_be_used_is_told_and_the_counter_stays(tmp_path: Path, harm: str) -> None:
-    with StateFolder(tmp_path) as folder:
+    with clockless(tmp_path) as folder:
         used = folder.next_counter()
         folder.journal.save(_worked(), NOW)
     damage, told = HARM[harm]
     damage(tmp_path / "journal.db")
-    with pytest.raises(JournalError, match=told), StateFolder(tmp_path) as folder:
+    with pytest.raises(JournalError, match=told), clockless(tmp_path) as folder:
         folder.journal.load()
     if (tmp_path / "journal.db").is_file():  # what the message says to do
         for path in tmp_path.glob("journal.db*"):
             path.rename(tmp_path / f"away-{path.name}")
-        with StateFolder(tmp_path) as folder:
+        with clockless(tmp_path) as folder:
             assert folder.journal.load() is None
             assert folder.next_counter() > used
 
@@ -134,7 +134,7 @@ def test_a_journal_of_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> N
     with closing(Database(path, (*MIGRATIONS, newer), what="the agent's journal")) as database:
         ((body, host),) = database.execute("SELECT body, host FROM memory")
     assert (Memory.model_validate_json(body), host) == (_worked(), "")
-    assert (tmp_path / "journal.db.schema-2").exists()
+    assert (tmp_path / "journal.db.schema-3").exists()
 
 
 def _of_the_first_schema(folder: Path) -> None:
@@ -147,11 +147,11 @@ def _of_the_first_schema(folder: Path) -> None:
 def test_a_journal_of_the_first_schema_goes_on_with_the_numbers_of_the_file(tmp_path: Path) -> None:
     _of_the_first_schema(tmp_path)
     (tmp_path / "counter").write_text("12000")
-    with StateFolder(tmp_path) as folder:
+    with clockless(tmp_path) as folder:
         assert folder.journal.load() == (_worked(), NOW)
         assert folder.next_counter() == 12_001
     (tmp_path / "counter").unlink()
-    with StateFolder(tmp_path) as folder:
+    with clockless(tmp_path) as folder:
         assert folder.next_counter() > 12_001
 
 
@@ -165,14 +165,14 @@ def test_without_any_number_beside_what_was_done_the_agent_does_not_begin_again(
     _of_the_first_schema(tmp_path)
     if text is not None:
         (tmp_path / "counter").write_text(text)
-    with pytest.raises(StateFolderError, match=told), StateFolder(tmp_path) as folder:
+    with pytest.raises(StateFolderError, match=told), clockless(tmp_path) as folder:
         folder.next_counter()
 
 
 @contextmanager
 def _disk_with_a_state(folder: Path) -> Iterator[Path]:
     with small_disk(folder, 4) as disk:
-        with StateFolder(disk / "state") as state:
+        with clockless(disk / "state") as state:
             state.next_counter()
             state.journal.save(_worked(), NOW)
         yield disk
@@ -182,12 +182,12 @@ def test_a_read_only_folder_is_told(tmp_path: Path) -> None:
     with _disk_with_a_state(tmp_path / "disk") as disk:
         read_only(disk)
         with pytest.raises(StateFolderError, match=r"cannot be used: Read-only file system.*writable"):
-            StateFolder(disk / "state").__enter__()
+            clockless(disk / "state").__enter__()
 
 
 def test_a_disk_that_is_full_loses_nothing_and_is_told_and_with_room_all_goes_on(tmp_path: Path) -> None:
     with _disk_with_a_state(tmp_path / "disk") as disk:
-        with StateFolder(disk / "state") as folder:
+        with clockless(disk / "state") as folder:
             before = folder.next_counter()
             filler = fill(disk)
             big = _worked().model_copy(update={"ended": tuple(f"run-{n}" * 20 for n in range(4000))})
@@ -196,13 +196,13 @@ def test_a_disk_that_is_full_loses_nothing_and_is_told_and_with_room_all_goes_on
             assert folder.journal.load() == (_worked(), NOW)
             filler.unlink()
             folder.journal.save(Memory(), NOW)
-        with StateFolder(disk / "state") as folder:
+        with clockless(disk / "state") as folder:
             assert folder.journal.load() == (Memory(), NOW)
             assert folder.next_counter() > before
 
 
 def test_no_number_is_used_that_could_not_be_reserved(tmp_path: Path) -> None:
-    with StateFolder(tmp_path) as folder:
+    with clockless(tmp_path) as folder:
         (tmp_path / "counter.tmp").symlink_to("/dev/full")
         for _ in range(2):  # also when whoever asked goes on
             with pytest.raises(StateFolderError, match="No space left"):
@@ -215,12 +215,12 @@ def test_no_number_is_used_that_could_not_be_reserved(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_the_same_instance_after_a_restart_and_its_copy_is_another(tmp_path: Path) -> None:
-    with StateFolder(tmp_path / "a") as folder:
+    with clockless(tmp_path / "a") as folder:
         first = folder.instance
     (tmp_path / "a").rename(tmp_path / "moved")
-    with StateFolder(tmp_path / "moved") as folder:
+    with clockless(tmp_path / "moved") as folder:
         assert folder.instance == first
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "instance").write_bytes((tmp_path / "moved" / "instance").read_bytes())
-    with StateFolder(tmp_path / "copy") as folder:
+    with clockless(tmp_path / "copy") as folder:
         assert folder.instance != first

@@ -33,6 +33,7 @@ from fedpipe_coordinator.run_events import (
     SaveRound,
     Send,
     Ticked,
+    UpdatesRefused,
     UpdateStored,
 )
 from fedpipe_coordinator.run_state import RunState
@@ -51,7 +52,7 @@ class Town:
 
     Everything that a step asks for happens after it, in order. `kill_at` is the number of the step after which the
     coordinator is killed; `late` is the agent that is `away` when it has its first update (None: not yet, empty: not
-    any more), and is back when the round is closed.
+    any more), and is back when the round is closed. What `hostile` sends for round 2 is refused when the round closes.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class Town:
     coming: list[RunEvent] = field(default_factory=list)
     outbox: dict[str, set[tuple[int, str]]] = field(default_factory=lambda: {name: set() for name in NAMES})
     away: str | None = None
+    hostile: str | None = None
     aggregates: dict[int, Aggregate] = field(default_factory=dict)
     acks: Counter[tuple[str, int, bool]] = field(default_factory=Counter)
 
@@ -132,6 +134,9 @@ class Town:
                     self.coming.append(UpdateStored(agent, round_, ref.sha256))
                 case MakePlans():
                     self.coming.append(planned(state, action))
+                case Aggregate() if action.round == 2 and self.hostile in action.updates:
+                    out = (self.hostile, action.updates[self.hostile], "it moved too far")
+                    self.coming.append(UpdatesRefused(2, (out,)))
                 case Aggregate():
                     assert self.aggregates.setdefault(action.round, action) == action
                     self.coming.append(aggregated(state, action))
@@ -200,9 +205,9 @@ class Town:
         }
 
 
-def _calm(folder: Path, late: str | None) -> Town:
+def _calm(folder: Path, late: str | None, hostile: str | None = None) -> Town:
     folder.mkdir()
-    town = Town(folder, late=late)
+    town = Town(folder, late=late, hostile=hostile)
     town.run()
     assert town.drive.state.phase == "done"
     return town
@@ -226,6 +231,24 @@ def test_a_run_that_is_killed_after_any_step_ends_as_if_it_were_not(tmp_path: Pa
         assert town.record() == calm.record(), step
         assert not any(town.outbox.values()), step
         assert not [key for key in town.acks if not key[2]], step
+
+
+def test_a_refusal_at_the_close_outlives_a_kill_after_any_step(tmp_path: Path) -> None:
+    """The same bytes, one line in the record, and the hostile agent hears why: of which step the kill takes nothing."""
+    calm = _calm(tmp_path / "calm", None, "b")
+    assert [sorted(each.updates) for each in calm.aggregates.values()] == [["a", "b"], ["a"], ["a", "b"]]
+    assert calm.acks["b", 2, True] == calm.acks["b", 2, False] == 1
+    assert calm.record()["kinds"]["rejected", "b"] == 1
+    for step in range(1, calm.steps + 1):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        town = Town(folder, kill_at=step, hostile="b")
+        after = town.run()
+        assert (after.phase, after.adapter) == ("done", calm.drive.state.adapter), step
+        assert town.aggregates == calm.aggregates, step
+        assert town.record() == calm.record(), step
+        assert town.acks["b", 2, False] >= 1, step
+        assert {key for key in town.acks if not key[2]} == {("b", 2, False)}, step
 
 
 def test_a_run_that_is_killed_after_every_step_ends_too(tmp_path: Path) -> None:

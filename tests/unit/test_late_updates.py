@@ -120,7 +120,7 @@ def test_records_tell_of_a_late_update_in_both_rounds(offered: str) -> None:
     assert first["late"] == []
     assert second["late"] == [{"agent": "b", "round": 1, "examples": 12, "weight": 0.5}]
     (note,) = drive.notes("late-accepted")
-    assert note.data == {"sha256": LATE.update.sha256, "round": 1, "weight": 0.5}
+    assert note.data == {"sha256": LATE.update.sha256, "bytes": LATE.update.size, "round": 1, "weight": 0.5}
 
 
 def test_an_update_that_was_on_its_way_when_its_agent_left_is_fetched_when_it_is_back() -> None:

@@ -1,9 +1,10 @@
 """A run's folder: what is in its files after anything that may happen to them."""
 
 import json
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,8 @@ from fedpipe_coordinator.record_trail import RecordTrail
 from fedpipe_coordinator.records import RunFolder, round_record, write_atomically
 from fedpipe_coordinator.run_events import AgentOnline, Note, SaveRound, UpdateStored
 from fedpipe_coordinator.run_state import RoundResult
-from fedpipe_coordinator.store import Store
+from fedpipe_coordinator.store import SqliteStore
+from fedpipe_wire.hash_chain import FIRST
 
 WHEN = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -105,12 +107,15 @@ def test_a_cut_line_longer_than_what_is_read_at_once_is_dropped(tmp_path: Path) 
 )
 def test_texts_of_agents_do_not_break_the_lines(tmp_path: Path, text: str) -> None:
     folder = RunFolder(tmp_path)
-    no_store = cast("Store", None)  # lines are made without it
-    trail = RecordTrail(no_store, lambda _: folder, lambda: WHEN)
-    notes = [trail.note("r", Note("failed", text, "a", 3, {"kind": text})), trail.note("r", Note("run-done", "done"))]
+    with closing(SqliteStore(tmp_path / "store.db")) as store:
+        trail = RecordTrail(store, lambda _: folder, lambda: WHEN)
+        noted = Note("failed", text, "a", 3, {"kind": text}), Note("run-done", "done")
+        notes = [trail.note("r", note) for note in noted]
     folder.append("audit.jsonl", [line.text for line in notes])
     assert folder.last_number("audit.jsonl", "number") == 2
     first, second = folder.audit()
+    assert second.pop("prev") == first.pop("hash")
+    assert first.pop("prev") == FIRST
     assert first == {
         "number": 1,
         "time": "2030-01-01T12:00:00.000+00:00",

@@ -15,6 +15,7 @@ from run_support import device, evaluated, job, planned, ref, scored, survey, tr
 from fedpipe_coordinator import work
 from fedpipe_coordinator.exchange import TransferDone
 from fedpipe_coordinator.housekeeping import needed_blobs
+from fedpipe_coordinator.intake import SPOILT_FETCHES
 from fedpipe_coordinator.merging import WorkError
 from fedpipe_coordinator.records import RecordsFullError, RunFolder
 from fedpipe_coordinator.run_events import Aggregate, MakePlans, Planned, Send, WorkDelayed, WorkFailed
@@ -126,14 +127,20 @@ def test_an_update_whose_bytes_are_not_those_of_its_name_is_declined(office: Off
     run = _training(office)
     offer = trained("a", 1).model_copy(update={"run": run})
     office.say(offer)
-    done = TransferDone("a", offer.update.sha256, None, "bytes of another name (3 attempts)", hopeless=True)
+    done = TransferDone("a", offer.update.sha256, None, "bytes of another name (3 attempts)", spoilt=True)
+    for _ in range(SPOILT_FETCHES - 1):
+        office.service._transfer_done(done)
+        assert not [message for message in office.heard() if isinstance(message, Ack)], "a broker may have done that"
+        member = _state(office, run).members["a"]
+        assert (member.standing, member.note) == ("offered", done.reason)
+        assert member.fetch_at is not None
     office.service._transfer_done(done)
     (ack,) = [message for message in office.heard() if isinstance(message, Ack)]
     assert not ack.accepted
     assert "another name" in ack.reason
 
 
-def test_bytes_that_never_match_their_name_are_hopeless(tmp_path: Path) -> None:
+def test_bytes_that_never_match_their_name_are_said_to_be_spoilt(tmp_path: Path) -> None:
     now = [0.0]
     receiver = BlobReceiver(BlobStore(tmp_path, reserve_bytes=0), lambda: now[0], settings=BlobSettings(attempts=3))
     wrong = BlobRef(sha256="0" * 64, size=4, chunk_bytes=4)
@@ -143,7 +150,7 @@ def test_bytes_that_never_match_their_name_are_hopeless(tmp_path: Path) -> None:
         receiver.tick(now[0])
         receiver.on_chunk(Address("a", "up", "blob", wrong.sha256, 0), b"evil")
     (failed,) = [outcome for outcome in receiver.take() if isinstance(outcome, BlobFailed)]
-    assert failed.hopeless
+    assert (failed.spoilt, failed.hopeless) == (True, False)
     assert f"blob named {wrong.sha256} has bytes of" in failed.reason
 
 

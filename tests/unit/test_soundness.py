@@ -16,6 +16,7 @@ from fedpipe_coordinator.run_events import (
     Aggregated,
     BroadcastAdapter,
     Damaged,
+    UpdatesRefused,
     UpdateStored,
 )
 from fedpipe_coordinator.run_state import RunState
@@ -59,7 +60,7 @@ class Disk:
             self.drive(UpdateStored(name, self.state.round, ref.sha256))
         return self.drive.all(Aggregate)[-1]
 
-    def aggregate(self, action: Aggregate, blobs: BlobStore | None = None) -> Aggregated | Damaged:
+    def aggregate(self, action: Aggregate, blobs: BlobStore | None = None) -> Aggregated | UpdatesRefused | Damaged:
         return work.aggregate(self.state, action, blobs or self.blobs, self.folder)
 
     def flip(self, sha256: str) -> None:

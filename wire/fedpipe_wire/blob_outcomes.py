@@ -33,8 +33,8 @@ class BlobArrived:
 class BlobFailed:
     """The blob will not come, or not go, without being asked for again; what has come stays on disk.
 
-    `hopeless`: asking again would not help, for the source sends what the blob's name denies. `disk`: it is this
-    machine's disk that does not take it.
+    `hopeless`: asking again would not help, for the source says of it what cannot be. `disk`: it is this machine's
+    disk that does not take it. `spoilt`: what came were other bytes than the name says, each time.
     """
 
     source: str | None
@@ -42,3 +42,4 @@ class BlobFailed:
     reason: str
     hopeless: bool = False
     disk: bool = False
+    spoilt: bool = False

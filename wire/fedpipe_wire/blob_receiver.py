@@ -258,7 +258,7 @@ class BlobReceiver:
     def _again(self, transfer: _Transfer, error: BlobError) -> None:
         transfer.attempts_left -= 1
         if transfer.attempts_left <= 0 or not transfer.sources:
-            self._fail(transfer, BlobError(f"{error} ({self._settings.attempts} attempts)"), hopeless=True)
+            self._fail(transfer, BlobError(f"{error} ({self._settings.attempts} attempts)"), spoilt=True)
             return
         transfer.sources.rotate(-1)
         try:
@@ -272,10 +272,10 @@ class BlobReceiver:
         transfer.actions.extend(action for action in actions if not isinstance(action, blobs.Ask))
         self._act(transfer)
 
-    def _fail(self, transfer: _Transfer, error: BlobError, *, hopeless: bool = False) -> None:
+    def _fail(self, transfer: _Transfer, error: BlobError, *, spoilt: bool = False) -> None:
         transfer.partial.close()
         self._transfers.pop(transfer.ref.sha256, None)
         sha256, disk = transfer.ref.sha256, isinstance(error, BlobDiskError)
         self.outcomes.extend(
-            BlobFailed(source, sha256, str(error), hopeless=hopeless, disk=disk) for source in transfer.sources
+            BlobFailed(source, sha256, str(error), disk=disk, spoilt=spoilt) for source in transfer.sources
         )

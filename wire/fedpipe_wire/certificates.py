@@ -50,6 +50,10 @@ class CertificateError(ValueError):
     """A certificate, key or fingerprint that does not count here; the message says why and what to do."""
 
 
+class CertificateTimeError(CertificateError):
+    """A certificate whose time has not come, or is over, by this machine's clock."""
+
+
 def load_certificate(pem: str, what: str) -> x509.Certificate:
     """Read one certificate from PEM.
 
@@ -158,7 +162,7 @@ def check_issued(
 def _check_time(certificate: x509.Certificate, now: datetime, what: str) -> None:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begin <= now <= end:
-        raise CertificateError(
+        raise CertificateTimeError(
             f"{what} is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and this machine's clock says "
             f"{now:%Y-%m-%d %H:%M}: set the clock, or have it renewed"
         )

@@ -27,6 +27,7 @@ from fedpipe_wire.link import Accepted, Acknowledged, Came, Granted, Lost, Signa
 from fedpipe_wire.packets import check_packet
 from fedpipe_wire.sending import Publication
 from fedpipe_wire.session import MqttOptions, Session
+from fedpipe_wire.tls import SILENT, told_tls
 from fedpipe_wire.transport import Event, Received, TransportError, Will
 
 __all__ = ["MqttOptions", "MqttTransport"]
@@ -43,7 +44,8 @@ class MqttTransport:
         host: name or address of the broker.
         port: its TCP port.
         client_id: the session's identity; a second session of the same identity ends the first.
-        will: what the broker publishes, retained, when this session dies without `stop`.
+        will: what the broker publishes, retained, when this session dies without `stop`; or what makes it for each
+            connection.
         credentials: user name and password.
         tls: makes the context of each connection, so that renewed certificates count from the next one on; None speaks
             plain TCP.
@@ -56,7 +58,7 @@ class MqttTransport:
         port: int,
         client_id: str,
         *,
-        will: Will | None = None,
+        will: Will | Callable[[], Will] | None = None,
         credentials: tuple[str, str] | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
         options: MqttOptions = _DEFAULTS,
@@ -135,27 +137,31 @@ class _Dialer:
     host: str
     port: int
     client_id: str
-    will: Will | None
+    will: Will | Callable[[], Will] | None
     credentials: tuple[str, str] | None
     tls: Callable[[], ssl.SSLContext] | None
     options: MqttOptions
 
     def open(self, number: int, inbox: SimpleQueue[Signal]) -> "_PahoLink":
         """Open the TCP connection and send CONNECT; raises OSError or ValueError."""
-        client = _Client(self.client_id, number, inbox)
+        client = _Client(self.client_id, number, inbox, self.host if self.tls is not None else None)
         client.connect_timeout = self.options.connect_s
         if self.tls is not None:
             client.tls_set_context(self.tls())
         if self.credentials is not None:
             client.username_pw_set(*self.credentials)
-        if self.will is not None:
-            more = _properties(PacketTypes.WILLMESSAGE, self.will.properties)
-            client.will_set(self.will.topic, self.will.payload, 1, retain=True, properties=more)
+        will = self.will() if callable(self.will) else self.will
+        if will is not None:
+            more = _properties(PacketTypes.WILLMESSAGE, will.properties)
+            client.will_set(will.topic, will.payload, 1, retain=True, properties=more)
         wishes = _properties(PacketTypes.CONNECT, {})
         wishes.SessionExpiryInterval = self.options.session_expiry_s
         wishes.ReceiveMaximum = self.options.receive_maximum
         keepalive_s = self.options.keepalive_s
-        client.connect(self.host, self.port, keepalive_s, clean_start=False, properties=wishes)
+        try:
+            client.connect(self.host, self.port, keepalive_s, clean_start=False, properties=wishes)
+        except ssl.SSLError as error:
+            raise ValueError(told_tls(error, self.host)) from error
         client.loop_start()
         return _PahoLink(client)
 
@@ -196,9 +202,13 @@ class _PahoLink:
 
 
 class _Client(paho.Client):
-    """A paho client that never reconnects and whose callbacks only put signals into the inbox."""
+    """A paho client that never reconnects and whose callbacks only put signals into the inbox.
 
-    def __init__(self, client_id: str, number: int, inbox: SimpleQueue[Signal]) -> None:
+    `tls_host` is the broker's name where TLS is spoken. With TLS 1.3 it may refuse a certificate after the handshake;
+    paho only logs how.
+    """
+
+    def __init__(self, client_id: str, number: int, inbox: SimpleQueue[Signal], tls_host: str | None) -> None:
         super().__init__(
             CallbackAPIVersion.VERSION2,
             client_id,
@@ -206,7 +216,9 @@ class _Client(paho.Client):
             reconnect_on_failure=False,
         )
         self.max_inflight_messages_set(0)  # `Sending` keeps the limit
-        self._number, self._inbox = number, inbox
+        self._number, self._inbox, self._tls_host = number, inbox, tls_host
+        self._answered, self._alert = False, ""
+        self.on_log = self._noted
         self.on_connect = self._accepted
         self.on_subscribe = self._granted
         self.on_publish = self._acknowledged
@@ -240,7 +252,12 @@ class _Client(paho.Client):
             getattr(more, "ReceiveMaximum", None),
             tuple(name for name in needed if getattr(more, name, 1) < 1),
         )
+        self._answered = True
         self._inbox.put(answer)
+
+    def _noted(self, _c: Any, _u: Any, _level: int, text: str) -> None:
+        if self._tls_host is not None and "ALERT_" in text:
+            self._alert = told_tls(text, self._tls_host)
 
     def _granted(self, _c: Any, _u: Any, packet_id: int, codes: Sequence[ReasonCode], _more: Any) -> None:
         self._inbox.put(Granted(self._number, packet_id, tuple(code.value for code in codes)))
@@ -257,7 +274,9 @@ class _Client(paho.Client):
             self._inbox.put(Came(self._number, received))
 
     def _lost(self, _c: Any, _u: Any, _flags: Any, code: ReasonCode, _more: Any) -> None:
-        self._inbox.put(Lost(self._number, code.value, str(code)))
+        silent = self._tls_host is not None and not self._answered
+        reason = self._alert or (f"{code} {SILENT}" if silent else str(code))
+        self._inbox.put(Lost(self._number, code.value, reason))
 
 
 def _no_delay(_client: Any, _userdata: Any, sock: Any) -> None:

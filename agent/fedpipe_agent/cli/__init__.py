@@ -8,8 +8,18 @@ import sys
 
 import typer
 
-from fedpipe_agent.cli import probe, run
-from fedpipe_agent.errors import InUseError, StateFolderError, TurnedAwayError
+from fedpipe_agent.cli import init, join, probe, renew, run
+from fedpipe_agent.errors import (
+    AuditError,
+    ExpiredError,
+    ForeignBundleError,
+    InUseError,
+    KeyFilesError,
+    NotJoinedError,
+    StateFolderError,
+    TurnedAwayError,
+    WrongFingerprintError,
+)
 from fedpipe_agent.exit_codes import ExitCode
 from fedpipe_agent.preflight import DatasetMissingError, LibrariesMissingError, ModelMissingError
 from fedpipe_agent.probe import ProbeError
@@ -23,6 +33,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("init")(init.init)
+app.command("join")(join.join)
+app.command("renew")(renew.renew)
 app.command("run")(run.run)
 app.command("probe")(probe.probe)
 
@@ -37,6 +50,12 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (ModelMissingError, ExitCode.MODEL_UNUSABLE),
     (LibrariesMissingError, ExitCode.TRAINER_CANNOT_START),
     (ProbeError, ExitCode.INTERNAL_ERROR),
+    (NotJoinedError, ExitCode.NOT_JOINED),
+    (WrongFingerprintError, ExitCode.WRONG_FINGERPRINT),
+    (ExpiredError, ExitCode.CERTIFICATE_EXPIRED),
+    (KeyFilesError, ExitCode.KEYS_UNUSABLE),
+    (ForeignBundleError, ExitCode.FOREIGN_BUNDLE),
+    (AuditError, ExitCode.AUDIT_BROKEN),
 )
 
 

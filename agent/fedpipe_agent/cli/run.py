@@ -9,13 +9,18 @@ from typing import Annotated
 
 import typer
 
+from fedpipe_agent.address import address_of
+from fedpipe_agent.audit import AuditRecord
 from fedpipe_agent.checks import Setup
-from fedpipe_agent.config import load_agent_settings, within_hours
+from fedpipe_agent.config import AgentSettings, load_agent_settings, within_hours
 from fedpipe_agent.daemon import Daemon
 from fedpipe_agent.identity import Identity
+from fedpipe_agent.passport import Enrolled, Unsigned
 from fedpipe_agent.preflight import check
 from fedpipe_agent.probe import probe_device
+from fedpipe_agent.seals import Seals
 from fedpipe_agent.state_folder import StateFolder
+from fedpipe_profiles.device import MIB
 from fedpipe_wire.mqtt import MqttTransport
 from fedpipe_wire.topics import Topics
 
@@ -29,6 +34,7 @@ def run(
     """
     settings = load_agent_settings(config)
     check(settings)
+    passport = open_passport(settings)
     with StateFolder(settings.state) as folder:
         _log(f"agent {settings.name}: measuring this machine")
         profile, notes = probe_device(
@@ -39,12 +45,15 @@ def run(
         )
         for note in notes:
             _log(note)
-        identity = Identity(settings.name, Topics(settings.federation), uuid.uuid4().hex, folder.instance)
+        address = address_of(settings, passport.bundle)
+        identity = Identity(settings.name, Topics(address.federation), uuid.uuid4().hex, folder.instance)
+        seals = Seals(identity, folder.next_counter, passport)
         transport = MqttTransport(
-            settings.broker.host,
-            settings.broker.port,
+            address.host,
+            address.port,
             identity.client_id,
-            will=identity.will(),
+            will=lambda: seals.will,
+            tls=passport.context if isinstance(passport, Enrolled) else None,
         )
         setup = Setup(
             profile=profile,
@@ -59,11 +68,24 @@ def run(
             folder,
             setup,
             _log,
+            seals=seals,
+            record=AuditRecord(folder.path, settings.audit.max_mib * MIB, settings.name),
             within_hours=lambda when: within_hours(settings.limits, when.time()),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.request_stop())
         daemon.run()
+
+
+def open_passport(settings: AgentSettings) -> Enrolled | Unsigned:
+    """What this agent shows and trusts; raises as `Enrolled`."""
+    if not settings.broker.insecure:
+        return Enrolled(settings.state, settings.name, _log)
+    _log(
+        "WARNING: insecure = true: no TLS, no keys, no signatures. Every process on this machine can give this agent "
+        "tasks and read what it sends. This is for trying things out, never for private data"
+    )
+    return Unsigned()
 
 
 def _log(text: str) -> None:

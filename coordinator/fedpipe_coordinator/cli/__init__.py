@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from fedpipe_coordinator.cli import agents, demo, export, init, run, status, stop, up
+from fedpipe_coordinator.cli import agents, audit, demo, export, init, run, status, stop, up
 from fedpipe_coordinator.errors import exit_code_of
 from fedpipe_coordinator.exit_codes import ExitCode
 
@@ -27,6 +27,7 @@ app.command("agents")(agents.agents)
 app.command("stop")(stop.stop)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
+app.add_typer(audit.app, name="audit")
 
 
 def main() -> None:

@@ -1,0 +1,109 @@
+"""`fedpipe audit`: whether records are as they were written, and whether two of them agree."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from fedpipe_coordinator.audit import Verdict
+from fedpipe_coordinator.audit_compare import Comparison, compare, read_sent
+from fedpipe_coordinator.audit_sources import AuditSources
+from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home
+from fedpipe_coordinator.consoles import result_console
+from fedpipe_coordinator.errors import CliError
+from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.records import RunFolder
+from fedpipe_coordinator.view import plain
+
+app = typer.Typer(help="Check the records of who did what.", no_args_is_help=True)
+
+
+@app.command("verify")
+def verify(
+    run: Annotated[str | None, typer.Argument(help="A run; the federation's record and all runs if left out.")] = None,
+    home: HomeOption = None,
+    output: FormatOption = OutputFormat.TABLE,
+) -> None:
+    """Find lines of the audit records that were edited, removed, added or moved.
+
+    Example: fedpipe audit verify --format json
+    """
+    sources = AuditSources(find_home(home))
+    runs = [stored for stored in sources.runs() if run in (None, stored.run)]
+    if run is not None and not runs:
+        raise CliError(f"no run {plain(run, 200)!r}: 'fedpipe status' lists them", ExitCode.USAGE)
+    verdicts = [] if run is not None else [sources.verify_federation()]
+    verdicts += [sources.verify_run(stored, asked=run is not None) for stored in runs]
+    whole = not any(verdict.findings for verdict in verdicts)
+    if output is OutputFormat.JSON:
+        typer.echo(json.dumps({"whole": whole, "records": [asdict(verdict) for verdict in verdicts]}))
+    else:
+        _print_verdicts(verdicts)
+    if not whole:
+        count = sum(bool(verdict.findings) for verdict in verdicts)
+        raise CliError(f"{count} of {len(verdicts)} records are not as they were written", ExitCode.AUDIT_BROKEN)
+
+
+@app.command("compare")
+def compare_records(
+    agent_audit: Annotated[Path, typer.Argument(help="The agent's own audit.jsonl.")],
+    home: HomeOption = None,
+    output: FormatOption = OutputFormat.TABLE,
+) -> None:
+    """Compare what an agent recorded as sent with what the coordinator recorded as taken.
+
+    Example: fedpipe audit compare ./st-mary/audit.jsonl
+    """
+    sources = AuditSources(find_home(home))
+    try:
+        sent = read_sent(agent_audit.read_bytes())
+    except OSError as error:
+        raise CliError(f"{agent_audit} cannot be read: {error.strerror or error}", ExitCode.USAGE) from error
+    if len(sent.agents) != 1:
+        named = ", ".join(plain(name, 64) for name in sorted(sent.agents)[:5]) or "none"
+        raise CliError(f"{agent_audit} must be the record of one agent, its topics name {named}", ExitCode.USAGE)
+    (agent,) = sent.agents
+    found = compare(agent, sent, {stored.run: RunFolder(stored.folder).audit() for stored in sources.runs()})
+    if output is OutputFormat.JSON:
+        typer.echo(json.dumps({**asdict(found), "broken": sent.broken}))
+    else:
+        _print_comparison(found, sent.broken)
+    wrong = [each for each in found.differences if each.kind != "not-taken"]
+    if wrong or sent.broken:
+        raise CliError(
+            f"{len(wrong)} differences between the record of {plain(agent, 64)} and the coordinator's"
+            + (f"; line {sent.broken[0]} of {agent_audit} is not as it was written" if sent.broken else ""),
+            ExitCode.AUDIT_DIFFERS,
+        )
+
+
+def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
+    console = result_console()
+    for verdict in verdicts:
+        state = "NOT as it was written" if verdict.findings else "whole"
+        _say(f"{verdict.file}: {verdict.lines} lines, {state}", "bold red" if verdict.findings else "")
+        for finding in verdict.findings:
+            _say(f"  {finding.file}:{finding.line}: {finding.text}", "red")
+        for notice in verdict.notices:
+            _say(f"  {notice}", "dim")
+    console.print(Text("Keep the newest hashes elsewhere: ", style="dim"), soft_wrap=True)
+    for verdict in verdicts:
+        _say(f"  {verdict.newest}  {verdict.file}", "dim")
+
+
+def _print_comparison(found: Comparison, broken: Sequence[int]) -> None:
+    _say(f"agent {found.agent}: {found.agreed} updates and messages stand in both records")
+    for difference in found.differences:
+        _say(f"  {difference.kind}: {difference.text}", "" if difference.kind == "not-taken" else "red")
+    for topic, count in found.unnamed.items():
+        _say(f"  {count} messages on {topic} that no decision names", "dim")
+    for line in broken:
+        _say(f"  line {line} of the agent's record is not as it was written", "red")
+
+
+def _say(text: str, style: str = "") -> None:
+    result_console().print(Text(plain(text, 2000), style=style), soft_wrap=True)

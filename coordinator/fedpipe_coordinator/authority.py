@@ -18,6 +18,8 @@ from fedpipe_wire.certificates import SIGNING_PURPOSE, Purpose
 AUTHORITY_DAYS = 3650
 BROKER_DAYS = 397
 AGENT_DAYS = 365
+CANARY_SERIAL = 1
+"""Never given to anybody and always revoked: a certificate of this number tells whether a broker heeds the list."""
 BACKDATED = timedelta(hours=1)
 """Clocks of machines that are set by hand differ."""
 _PURPOSES: dict[Purpose, x509.ObjectIdentifier] = {
@@ -49,7 +51,15 @@ class Authority:
     certificate: x509.Certificate
 
     def issue(
-        self, name: str, key: PublicKey, purpose: Purpose, now: datetime, days: int, hosts: Sequence[str] = ()
+        self,
+        name: str,
+        key: PublicKey,
+        purpose: Purpose,
+        now: datetime,
+        days: float,
+        *,
+        hosts: Sequence[str] = (),
+        serial: int | None = None,
     ) -> x509.Certificate:
         """A certificate for a name and a public key.
 
@@ -60,14 +70,15 @@ class Authority:
             now: when it begins, but for `BACKDATED`.
             days: how long it lasts; never longer than the authority itself.
             hosts: names and addresses of a broker.
+            serial: its number; left out, a random one.
         """
         end = min(now + timedelta(days=days), self.certificate.not_valid_after_utc)
         builder = (
             x509.CertificateBuilder()
-            .subject_name(_name(self.federation, name))
+            .subject_name(subject_of(self.federation, name))
             .issuer_name(self.certificate.subject)
             .public_key(key)
-            .serial_number(x509.random_serial_number())
+            .serial_number(x509.random_serial_number() if serial is None else serial)
             .not_valid_before(max(now - BACKDATED, self.certificate.not_valid_before_utc))
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -78,23 +89,34 @@ class Authority:
         )
         if hosts:
             builder = builder.add_extension(
-                x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False
+                x509.SubjectAlternativeName([general_name(host) for host in hosts]), critical=False
             )
         return builder.sign(self.key, hashes.SHA256())
 
-    def revocations(self, serials: Iterable[tuple[int, datetime]], now: datetime) -> x509.CertificateRevocationList:
+    def revocations(
+        self, serials: Iterable[tuple[int, datetime]], now: datetime, after: datetime | None = None
+    ) -> x509.CertificateRevocationList:
         """The list of revoked certificates, by serial number and time.
 
         It lasts as long as the authority: whoever revokes hands the new list to the broker at once, and a list that ran
         out would lock everybody out.
+
+        Args:
+            serials: what is revoked, and since when.
+            now: its date, but for `BACKDATED`.
+            after: the date of the list before it. OpenSSL keeps both when a broker reloads, and goes by the later one;
+                dates count whole seconds.
         """
+        dated = max(now - BACKDATED, self.certificate.not_valid_before_utc)
+        if after is not None:
+            dated = max(dated, after + timedelta(seconds=1))
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
-            .last_update(max(now - BACKDATED, self.certificate.not_valid_before_utc))
+            .last_update(dated)
             .next_update(self.certificate.not_valid_after_utc)
             .add_extension(_issuer(self.key), critical=False)
-            .add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
+            .add_extension(x509.CRLNumber(int(dated.timestamp())), critical=False)
         )
         for serial, at in serials:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
@@ -105,7 +127,7 @@ class Authority:
 def new_authority(federation: str, now: datetime, days: int = AUTHORITY_DAYS) -> Authority:
     """The authority of a new federation, with a key of its own."""
     key = new_login_key()
-    name = _name(federation, f"{federation} authority")
+    name = subject_of(federation, f"{federation} authority")
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -122,7 +144,8 @@ def new_authority(federation: str, now: datetime, days: int = AUTHORITY_DAYS) ->
     return Authority(federation, key, certificate)
 
 
-def _name(federation: str, name: str) -> x509.Name:
+def subject_of(federation: str, name: str) -> x509.Name:
+    """Whom a certificate of a federation names; the authority itself is named `<federation> authority`."""
     return x509.Name(
         [x509.NameAttribute(NameOID.ORGANIZATION_NAME, federation), x509.NameAttribute(NameOID.COMMON_NAME, name)]
     )
@@ -146,7 +169,8 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _host(host: str) -> x509.GeneralName:
+def general_name(host: str) -> x509.GeneralName:
+    """A broker's name or address as it stands in its certificate."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:

@@ -6,15 +6,16 @@ tells whether the broker answers; sessions are `fedpipe_wire.mqtt`'s.
 
 import contextlib
 import os
-import pwd
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from fedpipe_coordinator.broker_config import DATABASE, Guard, Limits, dial_host, write_config
 from fedpipe_coordinator.broker_errors import (
     BrokerDiedError,
     BrokerError,
@@ -24,7 +25,6 @@ from fedpipe_coordinator.broker_errors import (
 )
 from fedpipe_coordinator.parent_death import die_with_parent
 from fedpipe_coordinator.ports import answers, check_port, free_port, in_use
-from fedpipe_wire.tls import LOOPBACK
 
 __all__ = [
     "BrokerDiedError",
@@ -40,14 +40,12 @@ __all__ = [
 ]
 
 OLDEST = (2, 0)
-MAX_PACKET_BYTES = 2_000_000
 _SEARCH = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/sbin")
 _START_S = 15.0
 _STOP_S = 10.0
 _PORT_TRIES = 5
 _PORT_PATIENCE_S = 15.0
 _LOG_BYTES = 1 << 20
-_DATABASE = "mosquitto.db"
 
 
 def find_mosquitto() -> Path:
@@ -88,49 +86,6 @@ def mosquitto_version(binary: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in match.groups(default="0"))
 
 
-def write_config(folder: Path, host: str, port: int, extra: Sequence[str] = ()) -> Path:
-    """Write `mosquitto.conf` into a folder; its path. `extra` lines come last.
-
-    Raises:
-        BrokerError: if the host is not loopback: without enrolment anybody who reaches the port may read and write.
-    """
-    if host not in LOOPBACK:
-        raise BrokerError(
-            f"a broker without logins listens on loopback only ({', '.join(sorted(LOOPBACK))}), not on {host}: "
-            "let agents on other machines in through a broker with logins of your own"
-        )
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lines = [
-        "# Written by FedPipe at every start: changes here are lost.",
-        f"listener {port} {host}",
-        "allow_anonymous true",
-        # Started by root, Mosquitto would become `mosquitto`, who may not write here.
-        *_user(),
-        "persistence true",
-        f"persistence_location {folder.absolute()}/",
-        f"persistence_file {_DATABASE}",
-        "autosave_interval 60",
-        "persistent_client_expiration 7d",
-        f"max_packet_size {MAX_PACKET_BYTES}",
-        "max_inflight_messages 20",
-        # Beyond these a queue drops silently; the transfers notice and ask again.
-        "max_queued_messages 20000",
-        "max_queued_bytes 1073741824",
-        "set_tcp_nodelay true",
-        "sys_interval 0",
-        "log_dest stderr",
-        "log_type error",
-        "log_type warning",
-        "log_type notice",
-        "log_timestamp_format %Y-%m-%dT%H:%M:%S",
-        *extra,
-    ]
-    path = folder / "mosquitto.conf"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    path.chmod(0o600)
-    return path
-
-
 class ManagedBroker:
     """One Mosquitto as a child process.
 
@@ -139,13 +94,27 @@ class ManagedBroker:
 
     Args:
         folder: for its configuration, database and log (`mosquitto.log`).
-        host: loopback address to listen on.
+        host: address to listen on; without a guard it must be a loopback one.
         port: 0 chooses a free one, again at every start that finds it taken.
+        guard: who gets in; None lets in everybody on this machine.
+        context: makes the TLS context of the login that tells whether it answers; needed with a guard.
+        limits: of what it takes.
         extra: more lines of configuration.
     """
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1", port: int = 0, *, extra: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        guard: Guard | None = None,
+        context: Callable[[], ssl.SSLContext] | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - a frozen value
+        extra: Sequence[str] = (),
+    ) -> None:
         self.folder, self.host, self.port = folder, host, port
+        self._guard, self._context, self._limits = guard, context, limits
         self.log = folder / "mosquitto.log"
         self._config = folder.absolute() / "mosquitto.conf"
         self._any_port = port == 0
@@ -196,6 +165,22 @@ class ManagedBroker:
         self._start_here(0.0)
         return words
 
+    def reload(self) -> None:
+        """Let it read its certificates, revocations and access list again; connections stay as they are."""
+        if self._process is not None and self.is_alive:
+            self._process.send_signal(signal.SIGHUP)
+
+    def restart(self) -> None:
+        """End every connection, and let them in again that may come; what it holds is kept.
+
+        Mosquitto checks a certificate when a connection is made, and lets it live on once it is revoked.
+
+        Raises:
+            BrokerError: as `start`.
+        """
+        self.stop()
+        self._start_here(_PORT_PATIENCE_S)
+
     def trim_log(self) -> None:
         """Keep the log from growing without bound: the last of it moves to a file beside, once it is long.
 
@@ -213,17 +198,17 @@ class ManagedBroker:
     def _start_here(self, patience_s: float) -> None:
         binary = find_mosquitto()
         with self._folder_usable():
-            write_config(self.folder, self.host, self.port, self._extra)
+            write_config(self.folder, self.host, self.port, guard=self._guard, limits=self._limits, extra=self._extra)
             self.trim_log()
             check_port(self.host, self.port, self._config, patience_s)
             try:
                 self._launch(binary)
             except BrokerDiedError:
-                database = self.folder / _DATABASE
+                database = self.folder / DATABASE
                 if not database.exists():
                     raise
                 # What is in it can be done without, and a damaged one must not keep the broker from starting.
-                database.replace(database.with_name(f"{_DATABASE}.unused"))
+                database.replace(database.with_name(f"{DATABASE}.unused"))
                 self._launch(binary)
 
     @contextlib.contextmanager
@@ -267,7 +252,7 @@ class ManagedBroker:
             )
         deadline = time.monotonic() + _START_S
         while self._process.poll() is None and time.monotonic() < deadline:
-            if answers(self.host, self.port):
+            if answers(dial_host(self.host), self.port, self._context):
                 return
             try:
                 self._process.wait(0.02)
@@ -280,13 +265,6 @@ class ManagedBroker:
             raise in_use(self.host, self.port)
         ended = f"did not answer within {_START_S:g} s" if code is None else f"ended with code {code}"
         raise BrokerDiedError(f"mosquitto on {self.host}:{self.port} {ended}; the end of {self.log}:\n{words}")
-
-
-def _user() -> list[str]:
-    try:
-        return [f"user {pwd.getpwuid(os.geteuid()).pw_name}"]
-    except KeyError:  # a container's user without a name: Mosquitto changes nobody but root
-        return []
 
 
 def _last_lines(path: Path, begin: int, most: int = 8) -> str:

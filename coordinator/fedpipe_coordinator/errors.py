@@ -5,11 +5,14 @@ from fedpipe_coordinator.control import ControlBusyError, ControlError, ControlS
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation_audit import AuditError
 from fedpipe_coordinator.home_lock import AlreadyRunningError, HomeError
+from fedpipe_coordinator.owned_files import LockBusyError, OwnedFileError
 from fedpipe_coordinator.records import RecordError
 from fedpipe_coordinator.store import StoreError
 from fedpipe_data.errors import DataError
 from fedpipe_profiles.settings_file import SettingsError
 from fedpipe_wire.blob_bits import BlobError
+from fedpipe_wire.certificates import CertificateError
+from fedpipe_wire.enrolment import EnrolmentError
 from fedpipe_wire.topics import TopicError
 from fedpipe_wire.transport import TransportError
 
@@ -37,6 +40,10 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (AuditError, ExitCode.STORE_UNUSABLE),
     (StoreError, ExitCode.STORE_UNUSABLE),
     (BlobError, ExitCode.STORE_UNUSABLE),
+    (LockBusyError, ExitCode.COORDINATOR_BUSY),
+    (OwnedFileError, ExitCode.CREDENTIALS_UNUSABLE),
+    (CertificateError, ExitCode.CREDENTIALS_UNUSABLE),
+    (EnrolmentError, ExitCode.ENROLMENT_REFUSED),
     (DataError, ExitCode.DATA_UNUSABLE),
     # What no layer above foresaw of this machine's files; its text names the file.
     (OSError, ExitCode.STORE_UNUSABLE),

@@ -38,7 +38,7 @@ def on_outcome(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed)
     work.update(missing=tuple(each for each in work.state.missing if each != (event.agent, event.sha256)))
     if isinstance(event, UpdateStored):
         member = work.state.members[event.agent]
-        trained = _trained(member, event.sha256)
+        trained = trained_of(member, event.sha256)
         data = {} if trained is None else described(member, trained.update)
         text = f"{event.agent}'s update {event.sha256[:12]} is stored again"
         work.note("accepted", text, agent=event.agent, data=data)

@@ -3,8 +3,12 @@
 Owns the sockets that find that out; they are closed at once.
 """
 
+import contextlib
+import errno
 import socket
+import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fedpipe_coordinator.broker_errors import BrokerError, PortInUseError
@@ -58,13 +62,21 @@ def in_use(host: str, port: int) -> PortInUseError:
     return PortInUseError(f"port {port} on {host} is in use: {who}; stop it or choose another port")
 
 
-def answers(host: str, port: int) -> bool:
-    """Whether a broker answers a login there."""
+def answers(host: str, port: int, context: Callable[[], ssl.SSLContext] | None = None) -> bool:
+    """Whether a broker answers a login there; by TLS where a context is given.
+
+    Raises:
+        ValueError: if the context cannot be made.
+    """
+    tls = None if context is None else context()
     try:
-        with socket.create_connection((host, port), timeout=1.0) as probe:
+        with contextlib.ExitStack() as stack:
+            probe = stack.enter_context(socket.create_connection((host, port), timeout=1.0))
+            if tls is not None:
+                probe = stack.enter_context(tls.wrap_socket(probe, server_hostname=host))
             probe.sendall(_LOGIN)
             answer = probe.recv(1)
-    except OSError:
+    except OSError:  # what TLS says is one as well
         return False
     return bool(answer) and answer[0] == _CONNACK
 
@@ -73,10 +85,15 @@ def _bind(host: str, port: int) -> None:
     with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Mosquitto does
         try:
-            probe.bind((host, port))
+            probe.bind(("" if host == "*" else host, port))
         except PermissionError:
             raise BrokerError(f"port {port} may not be opened by this user: choose one from 1024") from None
-        except OSError:
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise BrokerError(
+                    f"{host} is not an address of this machine: name in broker.listen of federation.toml the one that "
+                    'the broker listens on, or "*" for all'
+                ) from None
             raise in_use(host, port) from None
 
 

@@ -115,6 +115,13 @@ class Registry:
             self._entries[name] = replace(self._entries[name], doubted=True, online=resumed)
         return [] if resumed else [AgentOffline(name) for name in there]
 
+    def expel(self, agent: str) -> AgentOffline:
+        """An agent does not belong here any more, whatever its session says."""
+        before = self._entries.get(agent)
+        if before is not None:
+            self._entries[agent] = replace(before, online=False, doubted=False)
+        return AgentOffline(agent)
+
     def profiles(self) -> dict[str, DeviceProfile]:
         """The newest profiles."""
         return {name: entry.profile for name, entry in self._entries.items() if entry.profile is not None}

@@ -3,18 +3,23 @@
 Owns starting them in order and ending them in the opposite one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from fedpipe_coordinator.broker import ManagedBroker
+from fedpipe_coordinator.broker_config import dial_host
 from fedpipe_coordinator.broker_watch import BrokerWatch
 from fedpipe_coordinator.config import Federation
 from fedpipe_coordinator.control import ControlServer
 from fedpipe_coordinator.exchange import Exchange
+from fedpipe_coordinator.federation import guard_of
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.home_lock import lock_home
+from fedpipe_coordinator.run_events import AgentOffline
+from fedpipe_coordinator.security import Security, open_security
 from fedpipe_coordinator.service import Service
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.blob_files import BlobStore
@@ -24,6 +29,10 @@ from fedpipe_wire.topics import Topics
 
 _OPTIONS = MqttOptions(max_takeovers=10)
 """A second coordinator in a copy of the folder would take turns with this one for ever."""
+SHOUT = (
+    "INSECURE: no TLS, no keys, no signatures. Every program on this machine may read all that is said and speak for "
+    "anybody. Make a federation with keys with `fedpipe init` before anything private is near"
+)
 
 
 class Server:
@@ -46,34 +55,69 @@ class Server:
             AlreadyRunningError: if a coordinator runs in this folder already.
             HomeError: if the folder cannot be used.
             ControlError: if the control socket cannot be made.
+            OwnedFileError: if a key or certificate is missing or open to others.
+            CertificateError: if one does not count.
         """
         with ExitStack() as stack:
             stack.enter_context(lock_home(self._home.path))
             store = SqliteStore(self._home.store)
             stack.callback(store.close)
-            broker = self._settings.broker
-            port, each_tick = broker.port, _nothing
+            broker, name = self._settings.broker, self._settings.federation
+            watches: list[Callable[[float], None]] = []
+            security = None
+            if broker.insecure:
+                self._log(SHOUT)
+            else:
+                security = open_security(self._home, self._settings, self._expel, self._log)
+            host, port = broker.host, broker.port
             if broker.managed:
-                managed = ManagedBroker(self._home.broker, broker.host, broker.port)
+                managed = self._managed(security)
                 managed.start()
                 stack.callback(managed.stop)
-                each_tick = BrokerWatch(managed, self._log).look
-                self._log(f"Mosquitto listens on {broker.host}:{managed.port}")
-                port = managed.port
-            name = self._settings.federation
-            transport = MqttTransport(broker.host, port, f"fedpipe-{name}-coordinator", options=_OPTIONS)
+                watches.append(BrokerWatch(managed, self._log).look)
+                self._log(f"Mosquitto listens on {broker.address()}:{managed.port}")
+                host, port = dial_host(broker.address()), managed.port
+                if security is not None:
+                    security.watch.broker = managed
+            if security is not None:
+                watches.append(security.watch.look)
+            transport = MqttTransport(
+                host,
+                port,
+                f"fedpipe-{name}-coordinator" if security is None else security.credentials.client_id,
+                tls=None if security is None else security.credentials.context,
+                options=_OPTIONS,
+            )
             transfers = self._settings.transfer.to_settings()
             blobs = BlobStore(self._home.blobs, chunk_bytes=transfers.chunk_bytes)
-            sealer = Sealer(COORDINATOR, store.next_counter)
-            inspector = Inspector(None, store.heard(), RETAINED_BY_AGENTS)
+            if security is None:
+                sealer, keys = Sealer(COORDINATOR, store.next_counter), None
+            else:
+                sealer, keys = security.credentials.sealer(store.next_counter), security.roster.keys
+            inspector = Inspector(keys, store.heard(), RETAINED_BY_AGENTS)
             exchange = Exchange(transport, Topics(name), blobs, sealer, inspector, self._log, transfers)
-            service = Service(self._home, name, store, blobs, exchange, self._log, each_tick=each_tick)
+            service = Service(self._home, name, store, blobs, exchange, self._log, each_tick=partial(_each, watches))
             stack.callback(service.close)
             control = ControlServer(self._home.path, service.post)
             stack.callback(control.close)
             self._service = service
             self._stack = stack.pop_all()
         return self
+
+    def _managed(self, security: Security | None) -> ManagedBroker:
+        broker = self._settings.broker
+        return ManagedBroker(
+            self._home.broker,
+            broker.address(),
+            broker.port,
+            guard=None if security is None else guard_of(self._home),
+            context=None if security is None else security.credentials.context,
+            limits=broker.limits(),
+        )
+
+    def _expel(self, agent: str) -> None:
+        if self._service is not None:
+            self._service.post(AgentOffline(agent))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -91,6 +135,6 @@ class Server:
             self._service.request_stop()
 
 
-def _nothing(now: float) -> None:
-    """A broker of its owner's is watched by its owner."""
-    del now
+def _each(watches: Sequence[Callable[[float], None]], now: float) -> None:
+    for look in watches:
+        look(now)

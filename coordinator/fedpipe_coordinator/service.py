@@ -74,8 +74,7 @@ class Service:
         *,
         each_tick: Callable[[float], None] = lambda _: None,
     ) -> None:
-        self.home = home
-        self.federation = federation
+        self.home, self.federation = home, federation
         self.registry = Registry(store.profiles())
         self.watchers = Watchers()
         now, saved, self._epoch = read_moment(), store.moments(), store.begin_epoch()
@@ -89,8 +88,7 @@ class Service:
         self._actor = Actor(exchange, blobs, self.registry, self._folder_of, self.post)
         clock = partial(datetime.now, UTC)
         self.keeper = RecordKeeper(store, self._folder_of, self.watchers, clock, log, self.chronicle.look)
-        self._stopping = False
-        self._collect_due = True
+        self._stopping, self._collect_due = False, True
         self._active: str | None = None
 
     @property
@@ -185,6 +183,8 @@ class Service:
             self._apply(item.run, item.event)
         elif isinstance(item, ControlRequest):
             operations.handle(self, item)
+        elif isinstance(item, AgentOffline):  # it was revoked: the broker will not say so
+            self._member_changed(self.registry.expel(item.agent))
 
     def _message(self, said: Said) -> None:
         match self._reception.hear(said):

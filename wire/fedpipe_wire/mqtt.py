@@ -47,8 +47,8 @@ class MqttTransport:
         will: what the broker publishes, retained, when this session dies without `stop`; or what makes it for each
             connection.
         credentials: user name and password.
-        tls: makes the context of each connection, so that renewed certificates count from the next one on; None speaks
-            plain TCP.
+        tls: makes the context of each connection, so that renewed certificates are used; None speaks plain TCP. Where
+            it raises ValueError or OSError, the connection is tried again later.
         options: times and limits.
     """
 

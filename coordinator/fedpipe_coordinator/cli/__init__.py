@@ -8,7 +8,21 @@ import sys
 
 import typer
 
-from fedpipe_coordinator.cli import agents, audit, demo, export, init, run, status, stop, up
+from fedpipe_coordinator.cli import (
+    agents,
+    audit,
+    demo,
+    doctor,
+    enroll,
+    export,
+    init,
+    renew,
+    revoke,
+    run,
+    status,
+    stop,
+    up,
+)
 from fedpipe_coordinator.errors import exit_code_of
 from fedpipe_coordinator.exit_codes import ExitCode
 
@@ -20,6 +34,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("init")(init.init)
+app.command("enroll")(enroll.enroll)
+app.command("revoke")(revoke.revoke)
+app.command("renew")(renew.renew)
+app.command("doctor")(doctor.doctor)
 app.command("up")(up.up)
 app.command("run")(run.run)
 app.command("status")(status.status)

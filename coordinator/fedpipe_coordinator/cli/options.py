@@ -1,6 +1,7 @@
 """Options that several verbs share, and what they mean."""
 
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -41,3 +42,21 @@ def find_home(path: Path | None) -> Home:
             ExitCode.BAD_SETTINGS,
         )
     return home
+
+
+def confirmed(question: str, *, yes: bool) -> None:
+    """Go on only where a person says yes, at a terminal or by an option.
+
+    Raises:
+        CliError: if nobody can be asked, or the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CliError(
+            "nobody can be asked here, standard input is no terminal: give --yes once what it would ask is true: "
+            f"{question}",
+            ExitCode.USAGE,
+        )
+    if not typer.confirm(question, err=True):
+        raise CliError("nothing was changed", ExitCode.USAGE)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+MAX_ANSWER = 8000
+"""Characters; more is no answer that anybody reads."""
 Verdict = Literal["refused", "accepted", "crashed", "unclear"]
 
 
@@ -60,8 +62,8 @@ def judge(case: Case) -> Result:
 
 
 def _harmless(answer: str) -> bool:
-    """Whether a terminal may show it: what a stranger wrote could hold escape sequences."""
-    return all(char.isprintable() or char in "\n\t" for char in answer)
+    """Whether a person can read it in a terminal: what a stranger wrote could be endless, or hold escape sequences."""
+    return len(answer) <= MAX_ANSWER and all(char.isprintable() or char in "\n\t" for char in answer)
 
 
 def count(results: Iterable[Result], *verdicts: Verdict) -> int:

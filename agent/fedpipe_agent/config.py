@@ -11,13 +11,13 @@ from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, ValidationInfo, field_validator
 
 from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.device import MIB, Limits
 from fedpipe_profiles.settings_file import load_settings
-from fedpipe_profiles.values import Settings
-from fedpipe_wire.tls import check_insecure
+from fedpipe_profiles.values import PositiveSeconds, Settings
+from fedpipe_wire.tls import Host, check_insecure
 from fedpipe_wire.topics import check_name
 from fedpipe_wire.transfer import TransferSection
 
@@ -80,7 +80,7 @@ ModelName = Annotated[str, Field(min_length=1, max_length=1000)]
 class BrokerSettings(Settings):
     """[broker]: the one address that this agent connects to; what is left out, the bundle says."""
 
-    host: str | None = Field(default=None, min_length=1, max_length=253)
+    host: Host | None = None
     port: int | None = Field(default=None, ge=1, le=65535)
     insecure: bool = Field(default=False, description="no TLS, no keys, no signatures; on loopback only")
 
@@ -104,7 +104,7 @@ class LimitSettings(Settings):
     uplink_mbit: float | None = Field(
         default=None, ge=0.001, le=1e9, description="10^6 bits per second, agent to broker"
     )
-    downlink_mbit: PositiveFloat | None = None
+    downlink_mbit: float | None = Field(default=None, ge=0.001, le=1e9)
     hours: Annotated[str, AfterValidator(_check_hours)] | None = Field(default=None, description="local time of day")
 
     def to_limits(self) -> Limits:
@@ -130,8 +130,8 @@ class TrainingSettings(Settings):
     """[training]: how this agent runs its trainer process."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: the GPU where there is one")
-    idle_s: PositiveFloat = Field(default=300.0, description="seconds a trainer without work is kept")
-    start_s: PositiveFloat = Field(default=180.0, description="seconds a trainer may take to start")
+    idle_s: PositiveSeconds = Field(default=300.0, description="seconds a trainer without work is kept")
+    start_s: PositiveSeconds = Field(default=180.0, description="seconds a trainer may take to start")
     hub_models: tuple[ModelName, ...] = Field(default=(), description="may be downloaded from the hub")
     trust_remote_code: tuple[ModelName, ...] = Field(default=(), description="may run the code in their own folders")
 

@@ -6,6 +6,9 @@ and a value of another type ("10" for 10) is a problem, never converted.
 """
 
 import json
+import os
+import re
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +16,18 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fedpipe_profiles.settings_report import Key, SettingsReport, dotted, shown
+from fedpipe_profiles.settings_report import Key, SettingsReport, dotted, plain, shown
 from fedpipe_profiles.values import Settings
 
-MAX_FILE_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 18
+MAX_DEPTH = 16
+"""Tables and lists in one another; what settings there are needs four."""
+MAX_VALUES = 20_000
+"""Labels are what there may be most of."""
+MAX_LINES = 50
+"""Of a report; nobody reads more at once."""
+_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % MAX_DEPTH)  # noqa: UP031  # braces are the pattern's own
+_TOO_DEEP = f"not TOML that can be read: values are nested too deeply, more than {MAX_DEPTH} levels"
 S = TypeVar("S", bound=Settings)
 
 
@@ -26,9 +37,11 @@ class SettingsError(ValueError):
     def __init__(self, path: Path, problems: Sequence[str]) -> None:
         """Keep both parts; `str()` shows them as one report."""
         self.path = path
-        self.problems = tuple(problems)
+        self.problems = tuple(map(plain, problems))
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__("\n".join([f"{path}: {count}", *(f"  {line}" for line in self.problems)]))
+        more = [f"and {len(self.problems) - MAX_LINES} more"] if len(self.problems) > MAX_LINES else []
+        lines = (f"  {line}" for line in (*self.problems[:MAX_LINES], *more))
+        super().__init__("\n".join([f"{plain(str(path))}: {count}", *lines]))
 
 
 def load_settings(path: Path, model: type[S], overrides: Sequence[str] = ()) -> S:
@@ -47,6 +60,7 @@ def load_settings(path: Path, model: type[S], overrides: Sequence[str] = ()) -> 
     """
     tables = _parse(path)
     overridden, problems = _override(tables, overrides)
+    _check_extent(path, tables)
     # JSON in strict mode lets pydantic take a list for a tuple and text for a path, and nothing else.
     text = json.dumps(tables, default=str)
     try:
@@ -71,17 +85,36 @@ def _parse(path: Path) -> dict[str, Any]:
         line = data.count(b"\n", 0, error.start) + 1
         problem = f"not UTF-8: byte 0x{data[error.start]:02x} on line {line}; save the file as UTF-8"
         raise SettingsError(path, [problem]) from None
+    if _LONG_KEY.search(text):  # tomllib needs time and memory by the square of a key's parts
+        raise SettingsError(path, [_TOO_DEEP])
     try:
         return tomllib.loads(text)
     except ValueError as error:
         raise SettingsError(path, [f"not TOML: {error}"]) from None
     except RecursionError:
-        raise SettingsError(path, ["not TOML that can be read: values are nested too deeply"]) from None
+        raise SettingsError(path, [_TOO_DEEP]) from None
+
+
+def _check_extent(path: Path, tables: dict[str, Any]) -> None:
+    """Refuse what is nested too deeply or holds too much before anything recurses into it or lists it all."""
+    layer: list[Any] = [tables]
+    found = 0
+    for _ in range(MAX_DEPTH):
+        inner = [each for value in layer for each in (value.values() if isinstance(value, dict) else value)]
+        found += len(inner)
+        if found > MAX_VALUES:
+            raise SettingsError(path, [f"more than {MAX_VALUES} values; no settings file has so many"])
+        layer = [each for each in inner if isinstance(each, dict | list)]
+    if layer:
+        raise SettingsError(path, [_TOO_DEEP])
 
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        # A pipe that nobody writes to would be waited for without end.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SettingsError(path, ["is no file, but a device or a pipe; name the TOML file"])
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise SettingsError(path, ["no such file; check the path"]) from None
@@ -149,6 +182,8 @@ def _resolve(value: Any, folder: Path, key: Key, problems: list[str]) -> Any:
         if value.parts[:1] and value.parts[0].startswith("~"):
             # A daemon has another home folder than the person who writes its file.
             problems.append(f"{dotted(key)} = {shown(str(value))}: ~ is not expanded; write the whole path")
+        if "\0" in str(value):
+            problems.append(f"{dotted(key)} = {shown(str(value))}: no path holds a zero byte")
         return folder / value
     if isinstance(value, Settings):
         changed = {

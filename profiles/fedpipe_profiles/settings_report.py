@@ -15,6 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 _SHOWN_CHARACTERS = 80
+_LINE_CHARACTERS = 1000
+_WORDED = 200
+"""Problems of which each gets words; to look for what was meant takes time."""
 _ANY_NAME = "*"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SUBJECT = re.compile(r"^[A-Z][a-z]+ (?=should )")
@@ -33,7 +36,7 @@ class SettingsReport:
     def lines(self, error: ValidationError) -> list[str]:
         """One line per key that has a problem; the alternatives of one key are joined."""
         allowed: dict[Key, list[str]] = {}
-        for detail in error.errors(include_url=False):
+        for detail in error.errors(include_url=False)[:_WORDED]:
             location = tuple(str(part) for part in detail["loc"])
             match detail["type"]:
                 case "default_factory_not_called":
@@ -147,5 +150,12 @@ def shown(value: Any) -> str:
 
 
 def dotted(key: Key) -> str:
-    """A key as TOML writes it, with quotes where a part needs them."""
-    return ".".join(part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in key)
+    """A key as TOML writes it, with quotes where a part needs them; endless parts are cut."""
+    parts = (part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in key)
+    return ".".join(part if len(part) <= _SHOWN_CHARACTERS else f"{part[:_SHOWN_CHARACTERS]}..." for part in parts)
+
+
+def plain(text: str) -> str:
+    """A line as a terminal may show it: escaped where it holds control characters, and cut where it is endless."""
+    cut = text if len(text) <= _LINE_CHARACTERS else f"{text[:_LINE_CHARACTERS]}..."
+    return cut if cut.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in cut)

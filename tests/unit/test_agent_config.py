@@ -63,6 +63,12 @@ PROBLEMS = {
     "federation": ('"clinics"', '"a/b"', "federation = \"a/b\": federation name 'a/b' is not usable"),
     "port": ('host = "b"', 'host = "b"\nport = 70000', "broker.port = 70000: should be less than or equal to 65535"),
     "host": ('host = "b"', 'host = ""', 'broker.host = "": should have at least 1 character'),
+    "host with a terminal escape": ('host = "b"', 'host = "b\\u001b[2J"', 'broker.host = "b\\u001b[2J": should match'),
+    "host of two lines": ('host = "b"', 'host = "b\\nx y"', 'broker.host = "b\\nx y": should match'),
+    "window": ("[broker]", "[transfer]\nwindow = 2000\n[broker]", "transfer.window = 2000: should be less than"),
+    "silence": ("[broker]", "[transfer]\nsilence_s = 1e10\n[broker]", "transfer.silence_s = 10000000000.0: should be"),
+    "idle": ("[broker]", "[training]\nidle_s = 1e10\n[broker]", "training.idle_s = 10000000000.0: should be"),
+    "zero byte": ('name = "north"', 'state = "a\\u0000b"\nname = "north"', 'state = "a\\u0000b": no path holds'),
     "limit": ("[broker]", "[limits]\nmemory_mib = 0\n[broker]", "limits.memory_mib = 0: should be greater than 0"),
     "hours": ("[broker]", '[limits]\nhours = "8-17"\n[broker]', 'limits.hours = "8-17": should be HH:MM-HH:MM'),
     "empty hours": (

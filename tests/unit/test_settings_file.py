@@ -212,6 +212,60 @@ def test_a_huge_file_and_deep_nesting_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "a." * 100_000 + "a = 1",
+        "[" + "a . " * 50_000 + "a]",
+        "x = {" + '"a".' * 50_000 + "a = 1}",
+        "[" + "a." * 15 + "a]\n" + "b." * 15 + "b = 1",
+        "x = " + "[" * 30 + "]" * 30,
+        "x = " + "{a = " * 30 + "1" + "}" * 30,
+    ],
+)
+def test_what_is_nested_deeply_is_refused_before_it_costs_anything(tmp_path: Path, text: str) -> None:
+    (problem,) = _problems(tmp_path, text)
+    assert "nested too deeply" in problem
+
+
+@pytest.mark.parametrize("text", ["k" * 200_000 + " = 1", 'name = "' + "a." * 15 + '"', "a-b." * 14 + "a = 1"])
+def test_long_words_and_dots_in_texts_are_no_nesting(tmp_path: Path, text: str) -> None:
+    assert "nested" not in "".join(_problems(tmp_path, text))
+
+
+def test_too_many_values_are_refused_in_one_line(tmp_path: Path) -> None:
+    (problem,) = _problems(tmp_path, "".join(f"k{number} = 1\n" for number in range(20_001)))
+    assert "more than 20000 values" in problem
+
+
+def test_a_report_is_never_endless(tmp_path: Path) -> None:
+    path = tmp_path / "car.toml"
+    path.write_text("".join(f"k{number} = 1\n" for number in range(10_000)) + "k" * 100_000 + " = 1\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path, _Car)
+    report = str(caught.value).splitlines()
+    assert len(report) == 52
+    assert report[-1].endswith(" more")
+    assert max(map(len, report)) < 1100
+    path.write_text("k" * 100_000 + " = 1\n")
+    with pytest.raises(SettingsError, match=r"  k{80}\.\.\.[^\n]*: unknown key"):
+        load_settings(path, _Car)
+
+
+@pytest.mark.parametrize(
+    "text", ['"\\u009b2J\\u001b[2J" = 1', 'name = 1\nx = "\\u007f\\u202e"', 'engine.fuel = "\\u009b"']
+)
+def test_a_report_holds_nothing_that_a_terminal_obeys(tmp_path: Path, text: str) -> None:
+    assert all(line.isprintable() for line in _problems(tmp_path, text))
+
+
+def test_a_pipe_and_a_device_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "car.toml")
+    for path in (tmp_path / "car.toml", Path("/dev/zero")):
+        with pytest.raises(SettingsError, match="is no file"):
+            load_settings(path, _Car)
+
+
+@pytest.mark.parametrize(
     ("override", "value"),
     [
         ("engine.power_kw=99", 99),

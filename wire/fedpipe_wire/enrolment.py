@@ -30,6 +30,7 @@ from fedpipe_wire.certificates import (
 )
 from fedpipe_wire.messages import problem_of
 from fedpipe_wire.sealing import COORDINATOR, Keys, key_id
+from fedpipe_wire.tls import Host
 from fedpipe_wire.topics import check_name
 
 MAX_FILE_BYTES = 131_072
@@ -66,7 +67,7 @@ class Bundle(Value):
     kind: Literal["fedpipe-bundle"] = "fedpipe-bundle"
     federation: FederationName
     agent: AgentName
-    host: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:_%-]*$")
+    host: Host
     port: int = Field(ge=1, le=65535)
     authority: Pem = Field(description="the federation's own certificate; its fingerprint is what people compare")
     login: Pem

@@ -8,9 +8,14 @@ import re
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from fedpipe_wire.certificates import CertificateError
 
+Host = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9:][A-Za-z0-9.:_%-]*$")]
+"""A name or an address, as it may stand in a log, a certificate and a broker's settings."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 """Where a broker without TLS may listen: nobody else reaches it."""
 

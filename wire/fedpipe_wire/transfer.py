@@ -3,9 +3,9 @@
 Owns the keys and their limits; what they mean is decided in `blobs.py`.
 """
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
-from fedpipe_profiles.values import Settings
+from fedpipe_profiles.values import PositiveSeconds, Settings
 from fedpipe_wire.blob_bits import MAX_CHUNK_BYTES
 from fedpipe_wire.blobs import BlobSettings
 
@@ -18,8 +18,8 @@ class TransferSection(Settings):
     chunk_kib: int = Field(
         default=256, ge=1, le=MAX_CHUNK_BYTES // KIB, description="size of the chunks sent from here"
     )
-    window: PositiveInt = Field(default=4, description="chunks sent and not yet acknowledged by the broker")
-    silence_s: PositiveFloat = Field(default=120.0, description="a transfer without a new chunk ends after this")
+    window: PositiveInt = Field(default=4, le=1024, description="chunks sent and not yet acknowledged by the broker")
+    silence_s: PositiveSeconds = Field(default=120.0, description="a transfer without a new chunk ends after this")
 
     def to_settings(self, *, uplink_bps: float | None = None) -> BlobSettings:
         """The settings of the machines.

@@ -1,0 +1,107 @@
+"""Command lines that are given bad files, run as a person runs them, and what they leave: answer, code, files, memory.
+
+Owns running one command and judging how it ended; which files are bad is `badinput_files.py`'s and
+`badinput_enrolment.py`'s matter.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.badinput_cases import AcceptedError, CrashedError
+from benchmarks.processes import KIB
+
+LIMIT_S = 30.0
+POLL_S = 0.02
+_TRACES = ("Traceback (most recent call last)", 'File "')
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a command left; `code` is None where it did not end in time, and was ended."""
+
+    code: int | None
+    said: str
+    peak_bytes: int
+
+
+@dataclass
+class Commands:
+    """Runs commands in a folder of their own.
+
+    Attributes:
+        folder: Where the files are; nothing in it may change by a refused command.
+        peak_bytes: The largest resident set of any command so far.
+        limit_s: How long a command may take.
+    """
+
+    folder: Path
+    limit_s: float = LIMIT_S
+    peak_bytes: int = field(default=0, init=False)
+
+    def run(self, *arguments: str) -> Ended:
+        """`python -m ARGUMENTS` to its end, or to `limit_s`."""
+        log = self.folder.with_name(f"{self.folder.name}.said")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.folder,
+                env=os.environ | {"COLUMNS": "1000", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"},
+                start_new_session=True,
+            )
+            code, peak = _wait(process, self.limit_s)
+        self.peak_bytes = max(self.peak_bytes, peak)
+        return Ended(code, log.read_bytes().decode(errors="backslashreplace"), peak)
+
+    def refusal(self, arguments: Sequence[str], code: int, accepting: Sequence[int | None]) -> str:
+        """What a command says that must refuse its file.
+
+        Args:
+            arguments: Of `python -m`.
+            code: The documented exit code of the refusal.
+            accepting: What it ends with where it has taken the file.
+
+        Raises:
+            AcceptedError: if it took the file, or wrote something.
+            CrashedError: if it ended in any other way than the documented one.
+        """
+        before = _listing(self.folder)
+        ended = self.run(*arguments)
+        if any(trace in ended.said for trace in _TRACES):
+            raise CrashedError(f"a traceback: {ended.said[-300:]}")
+        if ended.code in accepting:
+            raise AcceptedError(f"exit code {ended.code}: {ended.said[-300:]}")
+        if ended.code != code:
+            raise CrashedError(f"exit code {ended.code}, expected {code}: {ended.said[-300:]}")
+        written = _listing(self.folder) - before
+        if written:
+            raise AcceptedError(f"it wrote {sorted(written)[:3]}")
+        return ended.said
+
+
+def _wait(process: "subprocess.Popen[bytes]", limit_s: float) -> tuple[int | None, int]:
+    """Exit code and peak resident bytes; None where it had to be ended."""
+    deadline, late = time.monotonic() + limit_s, False
+    while True:
+        pid, status, used = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return (None if late else process.returncode), KIB * used.ru_maxrss
+        if not late and time.monotonic() > deadline:
+            late = True
+            os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(POLL_S)
+
+
+def _listing(folder: Path) -> set[tuple[str, int, int]]:
+    """Every file below a folder, with its size and the time of its last change."""
+    found = ((str(path), path.lstat()) for path in folder.rglob("*"))
+    return {(path, status.st_size, status.st_mtime_ns) for path, status in found}

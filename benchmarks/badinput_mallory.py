@@ -1,0 +1,297 @@
+"""Mallory: an agent of the federation that says whatever a case wants it to, straight over MQTT.
+
+Owns its session and its honest words: it joins, answers surveys and scores as the echo does, and keeps the task that it
+is given for the cases. One thread uses it; nothing happens but while one of its methods runs.
+"""
+
+import contextlib
+import itertools
+import json
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from queue import Empty
+from typing import Any, TypeVar
+
+from benchmarks.badinput_cases import CrashedError
+from benchmarks.echo_trainer import HELD_OUT_EXAMPLES, TRAIN_EXAMPLES, echo_shape
+from fedpipe_profiles.contribution import Contribution
+from fedpipe_profiles.device import BandwidthRate, DeviceProfile, Host, MatmulRate
+from fedpipe_profiles.plan import StepMeasurement
+from fedpipe_wire.agent_messages import AgentMessage, Presence, Profile, Refused, Scored, Survey, Trained
+from fedpipe_wire.blob_bits import decode_bitmap
+from fedpipe_wire.coordinator_messages import (
+    Ack,
+    BlobRequest,
+    CoordinatorMessage,
+    EndTask,
+    ScoreTask,
+    SurveyTask,
+    TrainTask,
+    Welcome,
+)
+from fedpipe_wire.message_values import BlobRef, JobTerms
+from fedpipe_wire.messages import AGENT_CHANNELS, MessageError, decode_from_coordinator, encode
+from fedpipe_wire.mqtt import MqttTransport
+from fedpipe_wire.sealing import Sealer
+from fedpipe_wire.topics import Topics
+from fedpipe_wire.transport import Connected, Disconnected, Received
+
+WAIT_S = 30.0
+CHUNK_BYTES = 16 * 1024
+GIB = 1 << 30
+Tls = Callable[[], ssl.SSLContext]
+Message = TypeVar("Message", bound=CoordinatorMessage)
+
+
+class Mallory:
+    """One hostile agent.
+
+    Args:
+        port: Of the broker on loopback.
+        topics: Of the federation.
+        sealer: Seals as this agent; a case may leave the seal away or change it.
+        dataset: That it claims to hold.
+        tls: Logs in as this agent; None where the federation is insecure.
+    """
+
+    def __init__(self, port: int, topics: Topics, sealer: Sealer, dataset: str, tls: Tls | None = None) -> None:
+        self.name, self.topics, self.sealer = sealer.sender, topics, sealer
+        self.task: TrainTask | None = None
+        self.heard: list[CoordinatorMessage] = []
+        self.blobs: dict[str, tuple[BlobRef, bytes]] = {}
+        self.chunk: Callable[[BlobRef, int, bytes], bytes] = lambda _ref, _index, data: data
+        self._dataset = dataset
+        self._numbers = itertools.count(1)
+        self._connected = False
+        self._transport = MqttTransport("127.0.0.1", port, f"mallory-{self.name}", tls=tls)
+
+    def join(self) -> None:
+        """Connect, be welcomed, and say a profile that any planner likes."""
+        self._transport.subscribe(self.topics.all_down(self.name))
+        self._transport.start()
+        self.until("a connection", lambda: self._connected)
+        self.say(Presence(state="online", session=f"session-{self.name}"), retain=True)
+        self.wait_for(Welcome)
+        self.say(Profile(profile=self.profile()), retain=True)
+
+    def leave(self) -> None:
+        """Say goodbye."""
+        with contextlib.suppress(CrashedError):
+            self.say(Presence(state="offline", session=f"session-{self.name}"), retain=True)
+        self._transport.stop()
+
+    # --- speaking ---------------------------------------------------------------------------------------------------
+
+    def say(self, message: AgentMessage, *, retain: bool = False) -> None:
+        """Say something as an honest agent would."""
+        self.send(AGENT_CHANNELS[type(message)], encode(message), retain=retain)
+
+    def send(self, channel: str, payload: bytes, *, retain: bool = False) -> None:
+        """Send any payload, sealed, on one of this agent's channels."""
+        topic = self.topics.up(self.name, channel)
+        self.publish(topic, payload, self.sealer.seal(topic, payload, retain=retain).properties(), retain=retain)
+
+    def publish(
+        self, topic: str, payload: bytes, properties: Mapping[str, str] | None = None, *, retain: bool = False
+    ) -> None:
+        """Send anything.
+
+        Raises:
+            CrashedError: if there is no connection.
+        """
+        if self._transport.publish(topic, payload, retain=retain, properties=properties) is None:
+            self.until("a connection", lambda: self._transport.connected)
+            self._transport.publish(topic, payload, retain=retain, properties=properties)
+
+    def fence(self) -> None:
+        """Return once the coordinator has handled everything that was sent before.
+
+        It answers a report of a run that it does not know, and it handles packets in their order.
+        """
+        run = f"fence-{next(self._numbers)}"
+        self.say(Refused(run=run, round=0, reason="a fence"))
+        self.wait_for(EndTask, lambda message: message.run == run)
+
+    # --- hearing ----------------------------------------------------------------------------------------------------
+
+    def wait_for(
+        self, kind: type[Message], fits: Callable[[Message], bool] = lambda _: True, limit_s: float = WAIT_S
+    ) -> Message:
+        """The next message of a kind; those before it are let go.
+
+        Raises:
+            CrashedError: if none comes in time.
+        """
+        found: list[Message] = []
+
+        def there() -> bool:
+            while self.heard:
+                message = self.heard.pop(0)
+                if isinstance(message, kind) and fits(message):
+                    found.append(message)
+                    return True
+            return False
+
+        self.until(f"a message {kind.__name__}", there, limit_s)
+        return found[0]
+
+    def until(self, what: str, condition: Callable[[], bool], limit_s: float = WAIT_S) -> None:
+        """Handle what comes until something holds.
+
+        Raises:
+            CrashedError: if it does not in time, or the broker lets this agent in no more.
+        """
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            try:
+                event = self._transport.events.get(timeout=0.05)
+            except Empty:
+                if time.monotonic() > deadline:
+                    raise CrashedError(f"{self.name} waited {limit_s:.0f} s for {what}") from None
+                continue
+            match event:
+                case Connected():
+                    self._connected = True
+                case Disconnected(reason, final):
+                    self._connected = False
+                    if final:
+                        raise CrashedError(f"{self.name} is let in no more: {reason}")
+                case Received():
+                    self._received(event)
+                case _:
+                    pass
+
+    def _received(self, event: Received) -> None:
+        address = self.topics.parse(event.topic)
+        if address.sha256 is not None:
+            return
+        try:
+            message = decode_from_coordinator(address.channel, event.payload, 1)
+        except MessageError as error:
+            raise CrashedError(f"the coordinator said what nobody can read: {error}") from error
+        match message:
+            case BlobRequest(sha256=sha256, bitmap=bitmap):
+                self._serve(sha256, bitmap)
+            case SurveyTask(run=run, terms=terms):
+                self.answer_survey(run, terms)
+            case ScoreTask(run=run, terms=terms):
+                self.answer_scores(run, terms)
+            case TrainTask():
+                self.task = message
+        self.heard.append(message)
+
+    # --- honest words -----------------------------------------------------------------------------------------------
+
+    def answer_survey(self, run: str, terms: JobTerms) -> None:
+        """Say what the echo says; a case may put something else in this place."""
+        self.say(self.survey(run, terms))
+
+    def answer_scores(self, run: str, terms: JobTerms) -> None:
+        """The same of the scores."""
+        self.say(self.scored(run, terms))
+
+    def profile(self) -> DeviceProfile:
+        """Of a machine that is like the good agent's."""
+        return DeviceProfile(
+            agent=self.name,
+            host=Host(cpu="fixed", threads=1, total_bytes=64 * GIB, free_bytes=48 * GIB),
+            supported_bits=(32,),
+            matmul=(MatmulRate(dtype="float32", shape=(8, 8, 8), flops_per_s=1e12, repeats=3, relative_spread=0.0),),
+            bandwidth=BandwidthRate(bytes_per_s=1e10, buffer_bytes=GIB, repeats=3, relative_spread=0.0),
+            datasets=(self._dataset,),
+        )
+
+    def survey(self, run: str, terms: JobTerms) -> Survey:
+        """As the echo's."""
+        return Survey(
+            run=run,
+            shape=echo_shape(terms.model),
+            train_examples=TRAIN_EXAMPLES,
+            held_out_examples=HELD_OUT_EXAMPLES,
+            mean_tokens=float(terms.sequence_length),
+        )
+
+    def scored(self, run: str, terms: JobTerms) -> Scored:
+        """As the echo's."""
+        curve = tuple(2.0 - 0.5**k for k in range(terms.max_rank))
+        curves = {weight.name: curve for weight in echo_shape(terms.model).weights}
+        return Scored(
+            run=run,
+            contribution=Contribution(examples=TRAIN_EXAMPLES, curves=curves),
+            measurements=(self.measurement(terms),),
+        )
+
+    @staticmethod
+    def measurement(terms: JobTerms) -> StepMeasurement:
+        """Of steps that nobody took."""
+        return StepMeasurement(
+            bits=32,
+            batch_size=terms.batch_sizes[0],
+            sequence_length=terms.sequence_length,
+            gradient_checkpointing=False,
+            trainable_parameters=1000,
+            side_parameters=0,
+            steps=4,
+            step_s=0.001,
+            evaluation_example_s=0.0001,
+            peak_bytes=1 << 20,
+            context_bytes=1 << 20,
+        )
+
+    def trained(self, task: TrainTask, ref: BlobRef, **changes: Any) -> Trained:
+        """The offer of an update for a task."""
+        fields: dict[str, Any] = {
+            "run": task.run,
+            "round": task.round,
+            "update": ref,
+            "examples": task.plan.examples,
+            "steps": 1,
+            "train_loss": 1.0,
+            "measurement": self.measurement(task.terms),
+            "download_s": 0.1,
+            "compute_s": 0.1,
+        }
+        return Trained(**fields | changes)
+
+    # --- rounds -----------------------------------------------------------------------------------------------------
+
+    def in_a_round(self) -> TrainTask:
+        """The task of the present round; the round waits for this agent until it settles."""
+        self.until("a task", lambda: self.task is not None)
+        assert self.task is not None
+        return self.task
+
+    def let_go(self) -> TrainTask:
+        """Give the present round up, and return the next one's task: the good agent has done a whole round between."""
+        before = self.in_a_round()
+        self.say(Refused(run=before.run, round=before.round, reason="nothing today"))
+        self.until("the next round", lambda: self.task is not None and self.task.round > before.round)
+        return self.in_a_round()
+
+    def offer(self, data: bytes, **changes: Any) -> Ack:
+        """Offer these bytes as the update of the present round; what comes back of it."""
+        import hashlib  # noqa: PLC0415
+        task = self.in_a_round()
+        ref = BlobRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data), chunk_bytes=CHUNK_BYTES)
+        ref = ref.model_copy(update=changes.pop("ref", {}))
+        self.blobs[ref.sha256] = (ref, data)
+        self.say(self.trained(task, ref, **changes))
+        return self.wait_for(Ack, lambda ack: ack.sha256 == ref.sha256)
+
+    def _serve(self, sha256: str, bitmap: str) -> None:
+        if sha256 not in self.blobs:
+            return
+        ref, data = self.blobs[sha256]
+        count = -(-ref.size // ref.chunk_bytes)
+        bits = decode_bitmap(bitmap, count)
+        for index in range(count):
+            if bits >> index & 1:
+                part = data[index * ref.chunk_bytes : (index + 1) * ref.chunk_bytes]
+                self.publish(self.topics.up_chunk(self.name, sha256, index), self.chunk(ref, index, part))
+
+
+def plain(message: AgentMessage) -> dict[str, Any]:
+    """A message as data that a case may change."""
+    found: dict[str, Any] = json.loads(encode(message))
+    return found

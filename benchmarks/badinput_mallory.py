@@ -272,6 +272,7 @@ class Mallory:
     def offer(self, data: bytes, **changes: Any) -> Ack:
         """Offer these bytes as the update of the present round; what comes back of it."""
         import hashlib  # noqa: PLC0415
+
         task = self.in_a_round()
         ref = BlobRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data), chunk_bytes=CHUNK_BYTES)
         ref = ref.model_copy(update=changes.pop("ref", {}))

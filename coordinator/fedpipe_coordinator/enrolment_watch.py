@@ -114,16 +114,21 @@ class EnrolmentWatch:
             self._renew_at = now + RENEW_EVERY_S
             self._renew()
         self._stale = self._roster.refresh() or self._stale
+        self._expel_the_absent()
+        if self._stale:
+            with self._files.lock(0.0):
+                self._roster.refresh()  # a command may have been at it since: its revocations must not be taken back
+                publish(self._home, self._authority, self._roster.register, self._clock())
+            self._stale = False
+            self._expel_the_absent()
+        self._tell(self._read())
+
+    def _expel_the_absent(self) -> None:
         present = self._roster.present()
         for name in sorted(self._present - present):
             self._log(f"not listened to any more: {self._roster.refused(name)}")
             self._expel(name)
         self._present = present
-        if self._stale:
-            with self._files.lock(0.0):
-                publish(self._home, self._authority, self._roster.register, self._clock())
-            self._stale = False
-        self._tell(self._read())
 
     def _tell(self, found: Told) -> None:
         before = self._told

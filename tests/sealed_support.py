@@ -124,7 +124,7 @@ class TlsBroker:
         config = self.folder / "mosquitto.conf"
         config.write_text(_CONFIG.format(folder=self.folder, host=self.host, port=self.port))
         with (self.folder / "log").open("ab") as log:
-            command = [find_mosquitto(), "-c", config]
+            command = [str(find_mosquitto()), "-c", str(config)]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + 15
         while True:

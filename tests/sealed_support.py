@@ -106,7 +106,7 @@ class TlsBroker:
         authority = by or self.federation.authority
         key = new_login_key()
         at = now() if days > 0 else now() + timedelta(days=days - 1)
-        certificate = authority.issue("broker", key.public_key(), "broker", at, abs(days), hosts)
+        certificate = authority.issue("broker", key.public_key(), "broker", at, abs(days), hosts=hosts)
         (self.folder / "broker.key").write_bytes(private_pem(key))
         (self.folder / "broker.crt").write_text(to_pem(certificate))
 

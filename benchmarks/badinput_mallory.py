@@ -63,6 +63,7 @@ class Mallory:
         self.heard: list[CoordinatorMessage] = []
         self.blobs: dict[str, tuple[BlobRef, bytes]] = {}
         self.chunk: Callable[[BlobRef, int, bytes], bytes] = lambda _ref, _index, data: data
+        self.instead: Callable[[AgentMessage], AgentMessage] = lambda message: message
         self._dataset = dataset
         self._numbers = itertools.count(1)
         self._connected = False
@@ -199,9 +200,9 @@ class Mallory:
             case BlobRequest(sha256=sha256, bitmap=bitmap):
                 self._serve(sha256, bitmap)
             case SurveyTask(run=run, terms=terms):
-                self.answer_survey(run, terms)
+                self.say(self.instead(self.survey(run, terms)))
             case ScoreTask(run=run, terms=terms):
-                self.answer_scores(run, terms)
+                self.say(self.instead(self.scored(run, terms)))
             case TrainTask():
                 self.task = message
             case _:
@@ -209,14 +210,6 @@ class Mallory:
         self.heard.append(message)
 
     # --- honest words -----------------------------------------------------------------------------------------------
-
-    def answer_survey(self, run: str, terms: JobTerms) -> None:
-        """Say what the echo says; a case may put something else in this place."""
-        self.say(self.survey(run, terms))
-
-    def answer_scores(self, run: str, terms: JobTerms) -> None:
-        """The same of the scores."""
-        self.say(self.scored(run, terms))
 
     def profile(self) -> DeviceProfile:
         """Of a machine that is like the good agent's."""
@@ -303,7 +296,10 @@ class Mallory:
         ref = ref.model_copy(update=changes.pop("ref", {}))
         self.blobs[ref.sha256] = (ref, data)
         self.say(self.trained(task, ref, **changes))
-        return self.wait_for(Ack, lambda ack: ack.sha256 == ref.sha256)
+        ack = self.wait_for(Ack, lambda ack: ack.sha256 == ref.sha256)
+        if ack.round == task.round and not ack.accepted:
+            self.task = None  # the round goes on without this agent
+        return ack
 
     def _serve(self, sha256: str, bitmap: str) -> None:
         if sha256 not in self.blobs:

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,8 +19,10 @@ from benchmarks.launch import Seams, command
 from fedpipe_coordinator.broker import free_port
 from fedpipe_coordinator.config import load_job
 from fedpipe_coordinator.control import ControlError, ask
+from fedpipe_coordinator.demo.joining import join_all
 from fedpipe_coordinator.demo.processes import Child, Children
 from fedpipe_coordinator.federation import create_federation
+from fedpipe_coordinator.home import Home
 
 DATASET = "echo"
 FEDERATION = "benchmark"
@@ -33,11 +36,12 @@ class FleetError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class FleetSettings:
-    """A fleet's size and how its blobs travel."""
+    """A fleet's size and how its blobs travel; `secure`: with TLS, certificates and seals."""
 
     agents: int
     chunk_kib: int = 256
     silence_s: float = 120.0
+    secure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +249,10 @@ rank_ladder = [{size.rank}]
     def _write_settings(self) -> None:
         (self.folder / "logs").mkdir()
         (self.folder / "seams.json").write_text(self.seams.model_dump_json())
-        create_federation(self.home, name=FEDERATION, host="127.0.0.1", port=self.port, managed=True, insecure=True)
+        now, secure = datetime.now(UTC), self.settings.secure
+        create_federation(
+            self.home, name=FEDERATION, host="127.0.0.1", port=self.port, managed=True, insecure=not secure, now=now
+        )
         transfer = f"[transfer]\nchunk_kib = {self.settings.chunk_kib}\nsilence_s = {self.settings.silence_s}\n"
         with (self.home / "federation.toml").open("a") as file:
             file.write(transfer)
@@ -253,17 +260,12 @@ rank_ladder = [{size.rank}]
         if dataset is None:
             dataset = self.folder / "echo.jsonl"
             dataset.write_text('{"prompt": "a", "target": "b"}\n')
+        plain = f'federation = "{FEDERATION}"\n[broker]\nhost = "127.0.0.1"\nport = {self.port}\ninsecure = true\n'
         for name in self.agents:
             self._agent_file(name).parent.mkdir(mode=0o700)
             self._agent_file(name).write_text(f"""\
 name = "{name}"
-federation = "{FEDERATION}"
-
-[broker]
-host = "127.0.0.1"
-port = {self.port}
-insecure = true
-
+{"" if secure else plain}
 [datasets.{DATASET}]
 path = {json.dumps(str(dataset))}
 
@@ -271,3 +273,5 @@ path = {json.dumps(str(dataset))}
 threads = {self.seams.threads}
 
 {transfer}""")
+        if secure:
+            join_all(Home(self.home), {name: self._agent_file(name) for name in self.agents}, now)

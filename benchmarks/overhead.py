@@ -88,15 +88,41 @@ def bytes_that_must_cross(adapter: int, update: int, agents: int, rounds: int) -
 
 
 def measure(folder: Path, *, rounds: int, mib: float, agents: int, seed: int, profile: bool) -> dict[str, Any]:
-    """All figures.
+    """All figures, of a federation without keys and of one with TLS, certificates and seals.
+
+    Raises:
+        FleetError: if a run does not end well.
+    """
+    found: dict[bool, dict[str, Any]] = {}
+    for secure in (False, True):
+        inner = folder / ("tls" if secure else "plain")
+        inner.mkdir()
+        found[secure] = _measure(
+            inner, FleetSettings(agents, secure=secure), rounds=rounds, mib=mib, seed=seed, profile=profile
+        )
+    plain, tls = found[False], found[True]
+    return plain | {
+        "seconds_per_round_tls": tls["seconds_per_round"],
+        "pss_mib": max(plain["pss_mib"], tls["pss_mib"]),
+        "tls": {key: tls[key] for key in ("median_round_s", "bytes_ratio", "pss_mib")},
+        "tls_parts_s": tls["parts_s"],
+        "tls_peak_pss_mib": tls["peak_pss_mib"],
+        "tls_cpu_s_per_round": tls["cpu_s_per_round"],
+    }
+
+
+def _measure(
+    folder: Path, settings: FleetSettings, *, rounds: int, mib: float, seed: int, profile: bool
+) -> dict[str, Any]:
+    """The figures of one federation.
 
     Raises:
         FleetError: if the run does not end well.
     """
     weights = max(1, round(mib * MIB / _BYTES_PER_WEIGHT))
-    size = JobSize(model_name(weights, WIDTH, WIDTH), rounds, RANK, min_agents=agents, seed=seed)
+    size = JobSize(model_name(weights, WIDTH, WIDTH), rounds, RANK, min_agents=settings.agents, seed=seed)
     alone = own_network()
-    with Fleet(folder, FleetSettings(agents), Seams(folder=str(folder), trace=True, profile=profile)) as fleet:
+    with Fleet(folder, settings, Seams(folder=str(folder), trace=True, profile=profile)) as fleet:
         fleet.start()
         samples = Samples(fleet)
         before, began = processes.interface_bytes(), time.monotonic()
@@ -128,7 +154,6 @@ def _figures(
     must = bytes_that_must_cross(adapter, update, fleet.settings.agents, size.rounds)
     return {
         "seconds_per_round": statistics.fmean(each["round"] for each in parts),
-        "seconds_per_round_tls": None,
         "bytes_ratio": crossed / must,
         "pss_mib": peak["sum"] / MIB,
         "median_round_s": statistics.median(each["round"] for each in parts),
@@ -158,12 +183,23 @@ def _cpu_s(fleet: Fleet) -> dict[str, float]:
     return {name: processes.cpu_s(pid) for name, pid in pids.items()}
 
 
+_PARTED = (
+    "parts_s",
+    "peak_pss_mib",
+    "cpu_s_per_round",
+    "tls",
+    "tls_parts_s",
+    "tls_peak_pss_mib",
+    "tls_cpu_s_per_round",
+)
+
+
 def print_table(figures: dict[str, Any]) -> None:
     """For people."""
     for key, value in figures.items():
         if not isinstance(value, dict):
             print(f"{key:24} {value:.4g}" if isinstance(value, float) else f"{key:24} {value}")
-    for key in ("parts_s", "peak_pss_mib", "cpu_s_per_round"):
+    for key in _PARTED:
         print(f"\n{key}")
         for name, value in figures[key].items():
             print(f"  {name:22} {value:.4f}")
@@ -195,8 +231,8 @@ def main() -> None:
         )
         if given.profile is not None:
             given.profile.mkdir(parents=True)
-            for path in folder.glob("*.profile"):
-                shutil.copy(path, given.profile)
+            for path in folder.glob("*/*.profile"):
+                shutil.copy(path, given.profile / f"{path.parent.name}-{path.name}")
     print_table(figures)
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

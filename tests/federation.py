@@ -11,13 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
 from fedpipe_coordinator.broker import free_port
+from fedpipe_coordinator.demo.joining import join_all
 from fedpipe_coordinator.demo.processes import Child, Children
+from fedpipe_coordinator.home import Home
 
 LIMIT_S = 180.0
 """The machine may be busy with other things; every wait ends as soon as its condition holds."""
@@ -109,10 +112,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @dataclass
 class Federation:
-    """One federation in a folder; use it in a `with` block, which ends all of its processes."""
+    """One federation in a folder; use it in a `with` block, which ends all of its processes.
+
+    `secure`: with keys, as in production; else without TLS and seals, which is what tests of other things start faster.
+    """
 
     folder: Path
     port: int = field(default_factory=free_port)
+    secure: bool = False
     children: dict[str, Child] = field(default_factory=dict)
     _all: Children = field(default_factory=Children)
 
@@ -133,7 +140,8 @@ class Federation:
 
     def init(self, *more: str) -> None:
         """`fedpipe init`."""
-        ended = fedpipe("init", self.home, "--name", "tests", "--port", str(self.port), "--insecure", *more)
+        security = [] if self.secure else ["--insecure"]
+        ended = fedpipe("init", self.home, "--name", "tests", "--port", str(self.port), *security, *more)
         assert ended.code == 0, ended
 
     def up(self) -> Child:
@@ -141,21 +149,18 @@ class Federation:
         return self._start("coordinator", ["fedpipe_coordinator", "up", str(self.home)])
 
     def write_agent(self, name: str, datasets: Mapping[str, Path], limits: Mapping[str, float] | None = None) -> Path:
-        """Write an agent's settings into a folder of its own."""
+        """Write an agent's settings into a folder of its own, and enrol it where the federation is secure."""
         folder = self.folder / name
         folder.mkdir(mode=0o700, exist_ok=True)
-        lines = [
-            f'name = "{name}"',
-            'federation = "tests"',
-            "[broker]",
-            'host = "127.0.0.1"',
-            f"port = {self.port}",
-            "insecure = true",
-        ]
+        lines = [f'name = "{name}"', 'federation = "tests"']
+        if not self.secure:
+            lines += ["[broker]", 'host = "127.0.0.1"', f"port = {self.port}", "insecure = true"]
         lines += ["[datasets]", *(f"{key} = {{ path = {json.dumps(str(path))} }}" for key, path in datasets.items())]
         lines += ["[limits]", *(f"{key} = {value}" for key, value in {"threads": 1, **(limits or {})}.items())]
         path = folder / "agent.toml"
         path.write_text("\n".join(lines) + "\n")
+        if self.secure and not (folder / "bundle.json").exists():
+            join_all(Home(self.home), {name: path}, datetime.now(UTC))
         return path
 
     def start_agent(self, name: str, datasets: Mapping[str, Path], limits: Mapping[str, float] | None = None) -> Child:

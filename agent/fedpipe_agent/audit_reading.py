@@ -58,8 +58,8 @@ def verify(folder: Path) -> Findings:
     if head is not None and not reader.met_head:
         raise AuditError(
             f"the record in {folder} ends at line {reader.last}, and {HEAD} names line {head[0]} with another hash: "
-            "lines were taken away, or the two are not of one time. Compare with a backup, and with what the "
-            "coordinator recorded"
+            "lines were taken away, or the two are not of one time. Compare with a backup and with the coordinator's "
+            "record"
         )
     return findings
 

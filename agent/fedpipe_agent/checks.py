@@ -26,6 +26,8 @@ class Setup:
     models: Mapping[str, str] = field(default_factory=dict)
     within_hours: bool = True
     transfer: TransferSection = field(default_factory=TransferSection)
+    hub_models: frozenset[str] = frozenset()
+    trusted_models: frozenset[str] = frozenset()
 
 
 def refusal(setup: Setup, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask) -> str | None:
@@ -68,6 +70,8 @@ def open_request(setup: Setup, task: SurveyTask | ScoreTask | TrainTask | Evalua
         supported_bits=profile.supported_bits,
         memory_limit_bytes=profile.memory_limit_bytes(),
         threads=profile.threads(),
+        download=task.terms.model in setup.hub_models,
+        trust_remote_code=task.terms.model in setup.trusted_models,
     )
 
 

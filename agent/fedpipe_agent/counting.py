@@ -43,7 +43,7 @@ class Counter:
         if self._used == self._reserved:
             used = self._reserved_before()
             if not self._reserved:
-                used = max(used, min(self._wall_us(), HIGHEST))
+                used = max(used, min(self._wall_us(), HIGHEST // 2))
             try:
                 write_durably(self._file, str(used + COUNTER_BLOCK))
             except OSError as error:

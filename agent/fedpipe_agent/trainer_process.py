@@ -21,6 +21,13 @@ from fedpipe_profiles.device import MIB
 
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 END_S = 5.0
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+}
+"""The switches by which the libraries are told to report nothing to anybody, and to show nobody's token."""
 TRAINER_COMMAND = (sys.executable, "-m", "fedpipe_agent.train")
 """What is started as the trainer; anything that speaks `trainer_protocol` may stand here."""
 
@@ -44,6 +51,7 @@ def trainer_environment(threads: int, memory_limit_bytes: int, base: Mapping[str
         # Threads that wait must not burn the processor: other work on this machine needs it.
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
+        **QUIET,
         "MALLOC_ARENA_MAX": "2",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "PYTHONUNBUFFERED": "1",

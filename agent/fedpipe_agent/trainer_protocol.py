@@ -28,6 +28,8 @@ class OpenRequest(Value):
     supported_bits: tuple[int, ...]
     memory_limit_bytes: PositiveInt = Field(description="for the whole process, runtime context included")
     threads: PositiveInt
+    download: bool = Field(default=False, description="whether the owner lets the model come from the hub")
+    trust_remote_code: bool = Field(default=False, description="whether the owner lets the model's own code run")
 
 
 class SurveyRequest(Value):

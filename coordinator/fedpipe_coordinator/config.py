@@ -76,6 +76,9 @@ class JobSection(Settings):
     model: str = Field(min_length=1, max_length=1000, description="hub id or folder, as the agents know it")
     task: Literal["causal-lm", "sequence-classification"]
     seed: Count = 0
+    model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="fingerprint that every agent's base model must have"
+    )
 
 
 class DataSection(Settings):
@@ -295,6 +298,7 @@ def job_terms(job: Job) -> JobTerms:
         balance_labels=job.train.balance_labels and job.job.task == "sequence-classification",
         max_rank=job.adapter.rank_ladder[-1],
         batch_sizes=job.train.batch_sizes,
+        model_sha256=job.job.model_sha256,
     )
 
 

@@ -13,6 +13,8 @@ from fedpipe_wire.agent_messages import Presence
 _SHOWN = 8
 """Characters of a session or instance that people are shown."""
 _REMEMBERED = 16
+NOBODY = ""
+"""A session that no agent has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,16 @@ def judge(agent: str, before: Entry, presence: Presence) -> tuple[Entry, Verdict
     An agent says that it is online whenever it has connected. A broker that was killed may have lost what was sent to
     and by it, so each such word counts, also from a session that is known to be online: it is asked again. A session of
     another instance is turned away while one lives. The end of another session overwrote the retained presence of the
-    one that lives: turning that session away, on the topic that both hear, lets the living one say its presence again.
+    one that lives: a word to nobody's session, on the topic that it hears, lets the living one say its presence again.
+    The session that has ended is told nothing: a broker may bring the word of its end while it lives, and hold back
+    that it began.
     """
     session = presence.session
     if presence.state == "offline":
         if session == before.session or not before.online:
             return replace(before, online=False, doubted=False), AgentOffline(agent) if before.online else None
-        return _turn(agent, before, presence, f"its session {_short(session)} is over")
+        entry, told = _turn(agent, before, presence, f"its session {_short(session)} is over")
+        return entry, replace(told, session=NOBODY)
     same = session == before.session or bool(presence.instance and presence.instance == before.instance)
     if not before.online or before.doubted or same:
         # Each time that another asks, the one that lives says its presence again: who asked is still worth telling.
@@ -69,7 +74,7 @@ def judge(agent: str, before: Entry, presence: Presence) -> tuple[Entry, Verdict
     return _turn(agent, before, presence, f"session {_short(session)} asks for the same name")
 
 
-def _turn(agent: str, before: Entry, presence: Presence, happened: str) -> tuple[Entry, Verdict]:
+def _turn(agent: str, before: Entry, presence: Presence, happened: str) -> tuple[Entry, Turned]:
     session = presence.session
     reason = (
         f"agent {agent} is here as session {_short(before.session)}, and {happened}: "

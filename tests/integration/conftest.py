@@ -37,7 +37,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     }
     long = _write_long(folder / "long.jsonl")
     other = write_classification(folder / "other.jsonl", rows=60, labels=4)
-    with Federation(folder) as federation:
+    with Federation(folder, secure=True) as federation:
         federation.init()
         north = {"words": silos["n"], "long": long, "labels": silos["n"], "single": silos["n"]}
         federation.start_agent("north", north | _broken(folder, "missing", "malformed"))

@@ -53,7 +53,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             (folder / name).mkdir()
         (folder / "full" / "thesis.txt").write_text("mine")
         (folder / "data.csv").write_text("text,label\nonly one row,a\n")
-        (folder / "home" / "federation.toml").write_text(f'federation = "f"\n[broker]\nport = {place.port}\n')
+        (folder / "home" / "federation.toml").write_text(
+            f'federation = "f"\n[broker]\nport = {place.port}\ninsecure = true\n'
+        )
         (folder / "misspelt" / "federation.toml").write_text('federaton = "f"\n[broker]\nport = "1883"\n')
         (folder / "job.toml").write_text(JOB)
         (folder / "misspelt.toml").write_text(

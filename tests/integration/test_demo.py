@@ -64,7 +64,7 @@ def test_every_silos_settings_are_its_own_and_load(tmp_path: Path) -> None:
     assert limits == sorted(limits, reverse=True)
     assert len(set(limits)) == 4
     assert min(limits) >= 450 + 96
-    text = agent_toml(silos[0], port=1234, data=tmp_path / "a folder", memory_mib=None)
+    text = agent_toml(silos[0], data=tmp_path / "a folder", memory_mib=None)
     assert "memory_mib" not in text
     assert "a folder" in text
 

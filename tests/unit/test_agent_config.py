@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpipe_agent.address import Address, address_of
 from fedpipe_agent.config import AgentSettings, LimitSettings, load_agent_settings, parse_hours, within_hours
+from fedpipe_agent.errors import ForeignBundleError
 from fedpipe_profiles.device import Limits
 from fedpipe_profiles.settings_file import SettingsError
 from fedpipe_profiles.settings_report import known_keys
+from fedpipe_wire.enrolment import Bundle
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "agent.toml.md"
 MINIMAL = 'name = "north"\nfederation = "clinics"\n[broker]\nhost = "b"\n'
@@ -33,6 +36,7 @@ def test_the_documented_example_loads(tmp_path: Path) -> None:
     example = re.search(r"```toml\n(.*?)```", REFERENCE.read_text(), re.DOTALL)
     assert example is not None
     settings = _load(tmp_path, example[1])
+    assert settings.federation is None
     assert settings.datasets["claims"].path == tmp_path / "data/claims.jsonl"
     assert settings.datasets["claims"].fields.label == "code"
     assert settings.model_location("example/small-model") == str(tmp_path / "models/small-model")
@@ -42,7 +46,7 @@ def test_the_documented_example_loads(tmp_path: Path) -> None:
 
 def test_every_key_is_documented() -> None:
     documented = set(re.findall(r"`(\w+)`", REFERENCE.read_text())) | {"broker", "datasets", "models", "limits"}
-    assert {key[-1] for key in known_keys(AgentSettings)} - {"*", "training", "transfer"} <= documented
+    assert {key[-1] for key in known_keys(AgentSettings)} - {"*", "training", "transfer", "audit"} <= documented
 
 
 def test_nothing_but_the_name_is_needed(tmp_path: Path) -> None:
@@ -127,3 +131,37 @@ def test_hours_and_their_complement_share_the_day(start: time, end: time, clock:
     if first != second:
         lent = within_hours(LimitSettings(hours=f"{first}-{second}"), clock)
         assert lent != within_hours(LimitSettings(hours=f"{second}-{first}"), clock)
+
+
+INSECURE = 'name = "n"\nfederation = "f"\n[broker]\nhost = "127.0.0.1"\ninsecure = true\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('federation = "f"\n', "", "insecure = true needs federation"),
+        ('host = "127.0.0.1"\n', "", "needs broker.host"),
+        ("127.0.0.1", "10.0.0.1", "is for a broker on"),
+    ],
+)
+def test_without_keys_the_file_must_say_where_and_only_loopback_will_do(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    assert _load(tmp_path, INSECURE).broker.insecure
+    (problem,) = _problems(tmp_path, INSECURE.replace(old, new))
+    assert expected in problem
+
+
+BUNDLE = {"federation": "f", "agent": "n", "host": "b", "port": 8883} | dict.fromkeys(
+    ("authority", "login", "signing", "coordinator"), "pem"
+)
+
+
+def test_where_to_connect_comes_from_the_bundle_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    bundle = Bundle.model_validate(BUNDLE)
+    assert address_of(_load(tmp_path, 'name = "n"'), bundle) == Address("f", "b", 8883)
+    stated = _load(tmp_path, 'name = "n"\nfederation = "f"\n[broker]\nhost = "c"\nport = 9\n')
+    assert address_of(stated, bundle) == Address("f", "c", 9)
+    assert address_of(_load(tmp_path, INSECURE), None) == Address("f", "127.0.0.1", 1883)
+    with pytest.raises(ForeignBundleError, match=r"joined federation 'f', .* says 'g'"):
+        address_of(_load(tmp_path, 'name = "n"\nfederation = "g"\n'), bundle)

@@ -93,7 +93,8 @@ def options() -> Iterator[tuple[str, str]]:
     for program, app in (("fedpipe", coordinator_app), ("fedpipe-agent", agent_app)):
         group = typer.main.get_command(app)
         for verb, command in group.commands.items():  # type: ignore[attr-defined]  # typer's command is a group here
-            for parameter in command.params:
+            below = getattr(command, "commands", {}).values()  # their options stand in the section of their group
+            for parameter in (each for one in (command, *below) for each in one.params):
                 flags = [*parameter.opts, *parameter.secondary_opts]
                 yield from ((f"{program} {verb}", flag) for flag in flags if flag.startswith("-") and flag != "--help")
 

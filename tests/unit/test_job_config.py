@@ -50,7 +50,7 @@ def test_every_key_is_documented_and_no_other(name: str, model: type[Settings]) 
 def test_the_documented_defaults_are_the_real_ones(tmp_path: Path) -> None:
     job = _load(tmp_path)
     documented = _defaults("job.toml")
-    for section in (job.job, job.data, job.rounds, job.train):
+    for section in (job.job, job.data, job.rounds, job.train, job.aggregation):
         for key, value in section.model_dump(mode="json").items():
             if documented[key] != "required" and value is not None:
                 told = json.dumps(value) if isinstance(value, bool) else str(value)
@@ -95,6 +95,15 @@ def test_the_documented_federation_loads_with_the_defaults(tmp_path: Path) -> No
         ),
         ("job.name=My job", "job.name = \"My job\" (set by an override): job name 'My job' is not usable"),
         ('data.labels=["a","b"]', "data: labels are for job.task = "),
+        ("aggregation.clip=0.5", "aggregation.clip = 0.5 (set by an override): should be 0, for off, or at least 1"),
+        (
+            "aggregation.rule=sum",
+            "aggregation.rule = \"sum\" (set by an override): should be 'mean', 'median',",
+        ),
+        (
+            "aggregation.rule=multi-krum",
+            'aggregation: aggregation.rule = "multi-krum" with aggregation.attackers = 1 needs 5 agents, ',
+        ),
         ("job.learning_rate=1", "job.learning_rate = 1 (set by an override): unknown key here; it belongs to train."),
     ],
 )
@@ -125,6 +134,17 @@ def test_a_wrong_global_rank_is_one_problem_not_two(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rank", "ladder"), [(2, (2,)), (4, (4,)), (20, (4, 8, 16)), (64, (4, 8, 16, 32))])
 def test_the_default_ladder_fits_the_global_rank(tmp_path: Path, rank: int, ladder: tuple[int, ...]) -> None:
     assert _load(tmp_path, f"adapter.global_rank={rank}").adapter.rank_ladder == ladder
+
+
+@pytest.mark.parametrize(("rule", "least"), [("mean", 1), ("median", 1), ("trimmed-mean", 7), ("multi-krum", 9)])
+def test_a_rule_needs_as_many_agents_as_its_breakdown_point_asks_for(tmp_path: Path, rule: str, least: int) -> None:
+    """Three attackers: 2 * 3 + 1, and 2 * 3 + 3."""
+    given = (f"aggregation.rule={rule}", "aggregation.attackers=3")
+    job = _load(tmp_path, *given, f"rounds.min_agents={least}")
+    assert job.aggregation.agents_needed == least
+    if least > 1:
+        (problem,) = _problems(tmp_path, *given, f"rounds.min_agents={least - 1}")
+        assert f"needs {least} agents, rounds.min_agents is {least - 1}" in problem
 
 
 def test_labels_keep_their_order_and_may_not_repeat(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What an agent remembers is on disk whole, or its folder is refused with what to do; its counter stays."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -13,8 +14,11 @@ from small_disk import fill, read_only, small_disk
 from fedpipe_agent.errors import JournalError, StateFolderError
 from fedpipe_agent.journal import MIGRATIONS, Journal
 from fedpipe_agent.memory import Memory
+from fedpipe_agent.state_folder import StateFolder
 from fedpipe_wire.database import Database
+from fedpipe_wire.envelope import MAX_COUNTER
 from fedpipe_wire.moments import Moment
+from fedpipe_wire.replay import Heard
 
 NOW = Moment("this boot", 500.0, 1_000_000.0)
 
@@ -38,6 +42,31 @@ def test_what_was_saved_last_is_loaded(tmp_path: Path) -> None:
         journal.save(_worked(), NOW)
     with closing(Journal(tmp_path)) as journal:
         assert journal.load() == (_worked(), NOW)
+
+
+def test_what_was_heard_is_kept_with_the_memory_that_it_led_to_or_neither(tmp_path: Path) -> None:
+    heard = {"_coordinator/0a/": Heard(7, (1 << 1023) + 1, {"run": 5}), "_coordinator/0b/": Heard(2**62, 1)}
+    with closing(Journal(tmp_path)) as journal:
+        assert journal.heard() == {}
+        journal.save(Memory(), NOW, heard)
+        with pytest.raises(JournalError), _that_keeps_nothing_heard(journal):
+            journal.save(_worked(), NOW, {"_coordinator/0a/": Heard(9)})
+    with closing(Journal(tmp_path)) as journal:
+        assert journal.load() == (Memory(), NOW)
+        assert journal.heard() == heard
+        journal.save(None, NOW, {"_coordinator/0a/": Heard(8)})
+        assert journal.load() == (Memory(), NOW)
+        assert journal.heard() == heard | {"_coordinator/0a/": Heard(8)}
+
+
+@contextmanager
+def _that_keeps_nothing_heard(journal: Journal) -> Iterator[None]:
+    """What was heard cannot be written, and the memory before it was."""
+    journal._database.execute("ALTER TABLE heard RENAME TO away")
+    try:
+        yield
+    finally:
+        journal._database.execute("ALTER TABLE away RENAME TO heard")
 
 
 # --- time -------------------------------------------------------------------------------------------------------
@@ -93,6 +122,10 @@ def _with(sql: str) -> Callable[[Path], None]:
 
 
 HARM: dict[str, tuple[Callable[[Path], None], str]] = {
+    "noise for what was heard": (
+        _with("INSERT INTO heard (name, body) VALUES ('_coordinator', '[]')"),
+        r"is damaged \(what was heard\).*move journal",
+    ),
     "noise": (_with_noise, r"journal\.db is damaged.*move journal\.db, .*leave the rest.*above all the file 'counter'"),
     "cut short": (_cut_short, r"journal\.db is damaged.*move journal\.db"),
     "a newer schema": (_of_a_newer_schema, r"schema 7, this version of FedPipe reads schemas up to 3.*newer"),
@@ -107,6 +140,11 @@ HARM: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+def _read_all(folder: StateFolder) -> None:
+    folder.journal.load()
+    folder.journal.heard()
+
+
 @pytest.mark.parametrize("harm", HARM)
 def test_a_journal_that_cannot_be_used_is_told_and_the_counter_stays(tmp_path: Path, harm: str) -> None:
     with clockless(tmp_path) as folder:
@@ -115,7 +153,7 @@ def test_a_journal_that_cannot_be_used_is_told_and_the_counter_stays(tmp_path: P
     damage, told = HARM[harm]
     damage(tmp_path / "journal.db")
     with pytest.raises(JournalError, match=told), clockless(tmp_path) as folder:
-        folder.journal.load()
+        _read_all(folder)
     if (tmp_path / "journal.db").is_file():  # what the message says to do
         for path in tmp_path.glob("journal.db*"):
             path.rename(tmp_path / f"away-{path.name}")
@@ -153,6 +191,33 @@ def test_a_journal_of_the_first_schema_goes_on_with_the_numbers_of_the_file(tmp_
     (tmp_path / "counter").unlink()
     with clockless(tmp_path) as folder:
         assert folder.next_counter() > 12_001
+
+
+def test_a_folder_put_back_from_a_backup_repeats_no_number_unless_the_clock_was_set_back(tmp_path: Path) -> None:
+    clock = [5_000_000]
+    with StateFolder(tmp_path / "state", wall_us=lambda: clock[0]) as folder:
+        first = [folder.next_counter() for _ in range(1500)]
+    assert first == [*range(5_000_001, 5_001_501)], "within one process they follow one another"
+    shutil.copytree(tmp_path / "state", tmp_path / "backup")
+    clock[0] += 60_000_000
+    with StateFolder(tmp_path / "state", wall_us=lambda: clock[0]) as folder:
+        later = folder.next_counter()
+    shutil.rmtree(tmp_path / "state")
+    shutil.copytree(tmp_path / "backup", tmp_path / "state")
+    clock[0] += 1_000_000
+    with StateFolder(tmp_path / "state", wall_us=lambda: clock[0]) as folder:
+        assert folder.next_counter() > later > max(first)
+    clock[0] = 0
+    with StateFolder(tmp_path / "state", wall_us=lambda: clock[0]) as folder:
+        assert folder.next_counter() > later, "a clock that was set back takes nothing away"
+
+
+def test_a_clock_from_the_end_of_time_uses_up_no_numbers_for_good(tmp_path: Path) -> None:
+    numbers = []
+    for _ in range(2):
+        with StateFolder(tmp_path, wall_us=lambda: 1 << 80) as folder:
+            numbers.append(folder.next_counter())
+    assert numbers[0] < numbers[1] < MAX_COUNTER
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_memory_and_store_hold_what_remains_once_a_run_is_over(office: Office, t
     run = _stopped(office)
     assert office.service.runs[run] == remains(office.service.runs[run])
     assert office.store.runs() == [office.service.runs[run]]
-    with closing(sqlite3.connect(tmp_path / "store.db")) as db:
+    with closing(sqlite3.connect(tmp_path / "coordinator.db")) as db:
         ((size,),) = db.execute("SELECT SUM(LENGTH(member)) FROM members").fetchall()
     assert size < 1000
     summary = json.loads((tmp_path / "runs" / run / "summary.json").read_text())

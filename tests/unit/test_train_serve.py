@@ -141,13 +141,16 @@ def test_a_malformed_line_is_refused_and_the_next_works(text: bytes) -> None:
     json.loads(said[0].model_dump_json())
 
 
-def test_a_folder_is_loaded_offline_and_a_hub_id_is_not(tmp_path: Path) -> None:
+def test_only_what_may_be_downloaded_and_is_no_folder_is_looked_for_on_a_hub(tmp_path: Path) -> None:
     hub: dict[str, str] = {}
-    prepare_environment("some/model", "cuda", hub)
-    assert "HF_HUB_OFFLINE" not in hub
+    prepare_environment("some/model", "cuda", hub, download=True)
+    assert hub["HF_HUB_OFFLINE"] == "0"
     assert "HF_DEACTIVATE_ASYNC_LOAD" not in hub
-    assert hub["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert hub["HF_HUB_DISABLE_TELEMETRY"] == hub["DO_NOT_TRACK"] == "1"
+    careless = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "0"}
+    prepare_environment("some/model", "cuda", careless, download=False)
+    assert careless["HF_HUB_OFFLINE"] == careless["HF_HUB_DISABLE_TELEMETRY"] == "1"
     local = {"PYTORCH_ALLOC_CONF": "mine"}
-    prepare_environment(str(tmp_path), "cpu", local)
+    prepare_environment(str(tmp_path), "cpu", local, download=True)
     assert local["HF_HUB_OFFLINE"] == local["HF_DEACTIVATE_ASYNC_LOAD"] == "1"
     assert local["PYTORCH_ALLOC_CONF"] == "mine"

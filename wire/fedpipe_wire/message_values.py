@@ -36,6 +36,7 @@ class JobTerms(Value):
     max_rank: PositiveSize
     balance_labels: bool = Field(default=False, description="keep each silo's own mix of labels out of the loss")
     batch_sizes: tuple[PositiveSize, ...] = Field(min_length=1)
+    model_sha256: Sha256 | None = Field(default=None, description="fingerprint that the base model must have")
 
 
 class Metrics(Value):

@@ -160,7 +160,9 @@ class _Dialer:
         keepalive_s = self.options.keepalive_s
         try:
             client.connect(self.host, self.port, keepalive_s, clean_start=False, properties=wishes)
-        except ssl.SSLError as error:
+        except (ssl.SSLError, ConnectionResetError) as error:
+            if self.tls is None:
+                raise
             raise ValueError(told_tls(error, self.host)) from error
         client.loop_start()
         return _PahoLink(client)
@@ -218,7 +220,8 @@ class _Client(paho.Client):
         self.max_inflight_messages_set(0)  # `Sending` keeps the limit
         self._number, self._inbox, self._tls_host = number, inbox, tls_host
         self._answered, self._alert = False, ""
-        self.on_log = self._noted
+        if tls_host is not None:
+            self.on_log = self._noted
         self.on_connect = self._accepted
         self.on_subscribe = self._granted
         self.on_publish = self._acknowledged
@@ -253,10 +256,11 @@ class _Client(paho.Client):
             tuple(name for name in needed if getattr(more, name, 1) < 1),
         )
         self._answered = True
+        self.on_log = None
         self._inbox.put(answer)
 
     def _noted(self, _c: Any, _u: Any, _level: int, text: str) -> None:
-        if self._tls_host is not None and "ALERT_" in text:
+        if "ALERT_" in text and self._tls_host is not None:
             self._alert = told_tls(text, self._tls_host)
 
     def _granted(self, _c: Any, _u: Any, packet_id: int, codes: Sequence[ReasonCode], _more: Any) -> None:

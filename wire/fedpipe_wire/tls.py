@@ -20,6 +20,17 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 """Where a broker without TLS may listen: nobody else reaches it."""
 
 
+class _ClosedOnFailure(ssl.SSLSocket):
+    """Paho forgets a socket whose handshake fails, and would leave it open."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 -- the signature of `ssl`
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 def client_context(authority: Path, certificate: Path, key: Path) -> ssl.SSLContext:
     """A context for one connection: TLS 1.2 or newer, both sides with certificates of this federation.
 
@@ -28,6 +39,7 @@ def client_context(authority: Path, certificate: Path, key: Path) -> ssl.SSLCont
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _ClosedOnFailure
     try:
         context.load_verify_locations(authority)
         context.load_cert_chain(certificate, key)
@@ -71,6 +83,8 @@ def told_tls(error: Exception | str, host: str, now: datetime | None = None) -> 
     if alert is not None:
         found = _ALERTS.get(alert[1])
         return found or f"{_REFUSED} ({alert[1].lower().replace('_', ' ')}): have it renewed, or ask the broker's owner"
+    if isinstance(error, ConnectionResetError):
+        return "it ended the connection before TLS began: check host and port, it may speak no TLS"
     if isinstance(error, ssl.SSLError):
         return f"no TLS can be spoken with it ({error.reason or error}): check host and port"
     return str(error)

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from fedpipe_agent.cli import init, join, probe, renew, run
+from fedpipe_agent.cli import audit, fingerprint, init, join, probe, renew, run
 from fedpipe_agent.errors import (
     AuditError,
     ExpiredError,
@@ -23,6 +23,7 @@ from fedpipe_agent.errors import (
 from fedpipe_agent.exit_codes import ExitCode
 from fedpipe_agent.preflight import DatasetMissingError, LibrariesMissingError, ModelMissingError
 from fedpipe_agent.probe import ProbeError
+from fedpipe_agent.train.errors import ModelError
 from fedpipe_profiles.settings_file import SettingsError
 from fedpipe_wire.topics import TopicError
 from fedpipe_wire.transport import TransportError
@@ -38,6 +39,8 @@ app.command("join")(join.join)
 app.command("renew")(renew.renew)
 app.command("run")(run.run)
 app.command("probe")(probe.probe)
+app.command("fingerprint")(fingerprint.fingerprint)
+app.add_typer(audit.app, name="audit")
 
 _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (SettingsError, ExitCode.BAD_AGENT_FILE),
@@ -48,6 +51,7 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (StateFolderError, ExitCode.STATE_FOLDER_UNUSABLE),
     (DatasetMissingError, ExitCode.DATASET_UNUSABLE),
     (ModelMissingError, ExitCode.MODEL_UNUSABLE),
+    (ModelError, ExitCode.MODEL_UNUSABLE),
     (LibrariesMissingError, ExitCode.TRAINER_CANNOT_START),
     (ProbeError, ExitCode.INTERNAL_ERROR),
     (NotJoinedError, ExitCode.NOT_JOINED),

@@ -61,6 +61,8 @@ def run(
             state=settings.state.resolve(),
             models={name: str(path) for name, path in settings.models.items()},
             transfer=settings.transfer,
+            hub_models=frozenset(settings.training.hub_models),
+            trusted_models=frozenset(settings.training.trust_remote_code),
         )
         daemon = Daemon(
             identity,

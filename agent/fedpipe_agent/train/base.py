@@ -58,8 +58,10 @@ def torch_dtype(bits: Bits, device: Device) -> torch.dtype:
     return dtype
 
 
-def locate(model: str) -> Path:
-    """The folder of a base: as given, or a hub's snapshot, downloaded where it is not in the cache.
+def locate(model: str, *, trusted: bool = False) -> Path:
+    """The folder of a base: as given, or a hub's snapshot, downloaded where it is not in the cache and may be.
+
+    Its own code comes with it only where that is `trusted`.
 
     Raises:
         ModelError: if there is no such folder, or if the hub cannot give it.
@@ -71,25 +73,19 @@ def locate(model: str) -> Path:
         raise ModelError(f"model folder {model} does not exist: check the job's model, or map it in agent.toml")
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a hub id needs it
 
+    wanted = [*_WANTED, *(["*.py"] if trusted else [])]
     try:
-        for patterns in _WANTED:
-            # a model of several forms has some in folders of their own
-            snapshot = Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*"]))
-            if any(snapshot.glob("*.safetensors")):
-                break
+        # a model of several forms has some in folders of their own
+        return Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:
         raise ModelError(
             f"model {model!r} is neither a folder here nor to be had from the hub ({type(error).__name__}: {error}); "
-            "map it to a folder in agent.toml"
+            "map it to a folder in agent.toml, or name it in [training] hub_models to have it downloaded"
         ) from error
-    return snapshot
 
 
-_WANTED = (
-    ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"],
-    ["pytorch_model*.bin"],
-)
-"""What is fetched of a hub's model: the second only where there are no safetensors."""
+_WANTED = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
+"""What is fetched of a hub's model."""
 
 
 _QUANTIZED = (4, 8)
@@ -104,8 +100,8 @@ _TOKENIZERS = (
 )
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The base's tokenizer, always with a token to pad with.
+def load_tokenizer(folder: Path, *, trusted: bool = False) -> Any:
+    """The base's tokenizer, always with a token to pad with; `trusted` as in `shape.read_config`.
 
     Raises:
         ModelError: if there is none, or if it has neither a pad nor an end token.
@@ -114,7 +110,7 @@ def load_tokenizer(folder: Path) -> Any:
         # without any of these transformers makes an empty tokenizer, to which every word is unknown
         raise ModelError(f"{folder} holds no tokenizer: none of {', '.join(_TOKENIZERS)} is there; copy them too")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(f"the tokenizer of {folder} cannot be used: {error}") from error
     if tokenizer.pad_token_id is None:
@@ -124,21 +120,30 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def load_base(
-    folder: Path, task: Task, labels: Sequence[str], *, bits: Bits, device: Device, seed: int, meter: Meter
+def load_base(  # noqa: PLR0913 - each says another thing about how to load it
+    folder: Path,
+    task: Task,
+    labels: Sequence[str],
+    *,
+    bits: Bits,
+    device: Device,
+    seed: int,
+    meter: Meter,
+    trusted: bool = False,
 ) -> Base:
     """Load a base, frozen, with its candidate weights at `bits` and all else in the compute dtype.
 
+    Tensors come from safetensors only: PyTorch's own format is a pickle. `trusted` as in `shape.read_config`.
     The head is drawn by `seed`, as transformers initialises it, until an adapter file's head replaces it.
 
     Raises:
         ModelError: if files are missing or unreadable, or if the checkpoint lacks tensors of the base.
     """
     started = time.monotonic()
-    config = read_config(folder, task, labels)
-    outline = skeleton(config, task)
+    config = read_config(folder, task, labels, trusted=trusted)
+    outline = skeleton(config, task, trusted=trusted)
     weights = candidates(outline, task)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, trusted=trusted)
     config.pad_token_id = tokenizer.pad_token_id
     size = weight_bytes(folder)
     torch.manual_seed(seed)
@@ -151,7 +156,8 @@ def load_base(
                 quantization_config=_quantization(bits, device, other_linear_names(outline, task)),
                 device_map={"": device},
                 local_files_only=True,
-                trust_remote_code=False,
+                trust_remote_code=trusted,
+                use_safetensors=True,
                 output_loading_info=True,
             )
             # while the checkpoint is still mapped, and counted: what is copied out of it needs room beside it

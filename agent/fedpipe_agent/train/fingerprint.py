@@ -17,27 +17,30 @@ from fedpipe_agent.train.errors import ModelError
 _MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
 _STEP_BYTES = 1 << 24
-_NAMES = ("model.safetensors", "pytorch_model.bin")
+_NAME = "model.safetensors"
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that hold the base's tensors: safetensors where there are any, else PyTorch's, sorted by name.
+    """The safetensors files that hold the base's tensors, sorted by name.
 
     Raises:
         ModelError: if there is none, or if an index names a file that is missing.
     """
-    for name in _NAMES:
-        index = folder / f"{name}.index.json"
-        files = sorted(_shards(index)) if index.is_file() else [folder / name]
-        if index.is_file():
-            for file in files:
-                if not file.is_file():
-                    raise ModelError(f"{index} names {file.name}, which is missing: copy the model again")
-        if all(file.is_file() for file in files):
-            return tuple(files)
-    raise ModelError(
-        f"{folder} holds no weights: expected {' or '.join(_NAMES)} (or its .index.json), as `save_pretrained` writes"
-    )
+    index = folder / f"{_NAME}.index.json"
+    files = sorted(_shards(index)) if index.is_file() else [folder / _NAME]
+    missing = [file for file in files if not file.is_file()]
+    if missing and index.is_file():
+        raise ModelError(f"{index} names {missing[0].name}, which is missing: copy the model again")
+    if not missing:
+        return tuple(files)
+    if any((folder / name).exists() for name in _PICKLED):
+        raise ModelError(
+            f"{folder} holds its weights as {_PICKLED[0]} only, which is a pickle and may run code when it is loaded; "
+            f"it is never read. Convert it where it is trusted (`save_pretrained` writes {_NAME}), or take a copy that "
+            "has safetensors"
+        )
+    raise ModelError(f"{folder} holds no weights: expected {_NAME} (or its .index.json), as `save_pretrained` writes")
 
 
 def weight_bytes(folder: Path) -> int:
@@ -48,8 +51,7 @@ def weight_bytes(folder: Path) -> int:
     """
     files = weight_files(folder)
     for file in files:
-        if file.suffix == ".safetensors":
-            _entries(file)
+        _entries(file)
     return sum(file.stat().st_size for file in files)
 
 
@@ -72,17 +74,28 @@ def fingerprint(folder: Path) -> str:
     return _fingerprint(files, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
 
 
+def check_fingerprint(folder: Path, expected: str | None) -> None:
+    """Check that a base is the one that a job names; None names none.
+
+    Raises:
+        ModelError: with both fingerprints, or if the weights are missing or malformed.
+    """
+    if expected is None:
+        return
+    found = fingerprint(folder)
+    if found != expected:
+        raise ModelError(
+            f"another base model: its fingerprint here is {found}, the job names {expected} (job.model_sha256). "
+            "Have the same files in all silos, or correct the job"
+        )
+
+
 @functools.lru_cache(maxsize=8)
 def _fingerprint(files: tuple[Path, ...], stamps: tuple[tuple[int, int], ...]) -> str:
     del stamps  # only tells a changed file from the one that was hashed
     digest = hashlib.sha256()
     try:
-        if files[0].suffix == ".safetensors":
-            _hash_tensors(files, digest)
-        else:
-            for file in files:
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+        _hash_tensors(files, digest)
     except OSError as error:
         raise ModelError(f"the base model cannot be read: {error}") from error
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from fedpipe_agent.train.errors import MemoryExceededError, TrainerError
+from fedpipe_agent.trainer_process import QUIET
 from fedpipe_agent.trainer_protocol import (
     REQUESTS,
     ErrorReply,
@@ -58,17 +59,18 @@ class Work(Protocol):
         """The most memory that was held."""
 
 
-def prepare_environment(model: str, device: str, environment: MutableMapping[str, str]) -> None:
+def prepare_environment(model: str, device: str, environment: MutableMapping[str, str], *, download: bool) -> None:
     """Settings that the libraries read when they are imported; what the caller set stands.
 
-    A folder needs no hub, so none is asked then. Telemetry is off in any case.
+    A hub is asked only for what is no folder here, and only if it may be: `download`. Telemetry is off in any case; the
+    daemon has it so already.
     """
-    environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    environment.update(QUIET)
     environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    if Path(model).expanduser().is_dir():
-        environment["HF_HUB_OFFLINE"] = "1"
+    offline = not download or Path(model).expanduser().is_dir()
+    environment["HF_HUB_OFFLINE"] = environment["TRANSFORMERS_OFFLINE"] = "1" if offline else "0"
     if device == "cpu":
         # one tensor after the other: threads would hold several at once, and cannot start when memory is short
         environment.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
@@ -80,7 +82,7 @@ def open_work(request: OpenRequest, say: Say) -> Work:
     Raises:
         TrainerError: if the stack is not installed, or as `Worker`.
     """
-    prepare_environment(request.model, request.device, os.environ)
+    prepare_environment(request.model, request.device, os.environ, download=request.download)
     # it advises, while it is imported, to fetch kernels from a hub
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

@@ -27,14 +27,16 @@ _MLP_FACTOR = 4
 """GPT-2's convention for the width of the MLP where the configuration leaves it out."""
 
 
-def read_config(folder: Path, task: Task, labels: Sequence[str]) -> Any:
+def read_config(folder: Path, task: Task, labels: Sequence[str], *, trusted: bool = False) -> Any:
     """The base's configuration, with the job's labels for a classification.
+
+    Code that lies in the folder is run only where it is `trusted`; otherwise a base that needs it is refused.
 
     Raises:
         ModelError: if it is missing, malformed, of an unknown architecture, or of a base that is quantized already.
     """
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"the configuration of {folder} cannot be used: {_first_line(error)}") from error
     if getattr(config, "quantization_config", None) is not None:
@@ -48,26 +50,27 @@ def read_config(folder: Path, task: Task, labels: Sequence[str]) -> Any:
     return config
 
 
-def check_length(folder: Path, sequence_length: int) -> None:
+def check_length(folder: Path, sequence_length: int, *, trusted: bool = False) -> None:
     """Check that the model has that many positions.
 
     Raises:
         ModelError: if it has fewer.
     """
-    longest = getattr(read_config(folder, "causal-lm", ()).get_text_config(), "max_position_embeddings", None)
+    text = read_config(folder, "causal-lm", (), trusted=trusted).get_text_config()
+    longest = getattr(text, "max_position_embeddings", None)
     if isinstance(longest, int) and sequence_length > longest:
         raise ModelError(f"train.sequence_length is {sequence_length}, the model has {longest} positions: lower it")
 
 
-def skeleton(config: Any, task: Task) -> Any:
-    """The model of a configuration on the meta device.
+def skeleton(config: Any, task: Task, *, trusted: bool = False) -> Any:
+    """The model of a configuration on the meta device; `trusted` as in `read_config`.
 
     Raises:
         ModelError: if transformers has no such model for the task.
     """
     try:
         with torch.device("meta"):
-            return AUTO_CLASSES[task].from_config(config, trust_remote_code=False)
+            return AUTO_CLASSES[task].from_config(config, trust_remote_code=trusted)
     except (ValueError, AttributeError, TypeError) as error:
         raise ModelError(f"no {task} model for architecture {config.model_type!r}: {_first_line(error)}") from error
 
@@ -114,14 +117,14 @@ def _size(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def read_shape(folder: Path, task: Task, labels: Sequence[str]) -> ModelShape:
-    """Shape and fingerprint of the base in a folder.
+def read_shape(folder: Path, task: Task, labels: Sequence[str], *, trusted: bool = False) -> ModelShape:
+    """Shape and fingerprint of the base in a folder; `trusted` as in `read_config`.
 
     Raises:
         ModelError: if it cannot be read, or has no linear layer to put an adapter on.
     """
-    config = read_config(folder, task, labels)
-    model = skeleton(config, task)
+    config = read_config(folder, task, labels, trusted=trusted)
+    model = skeleton(config, task, trusted=trusted)
     weights = candidates(model, task)
     if not weights:
         raise ModelError(f"architecture {config.model_type!r} has no linear layer to put an adapter on")

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -16,6 +16,7 @@ from fedpipe_agent.train.base import Base, load_base, load_tokenizer, locate, qu
 from fedpipe_agent.train.data import Encoder, batches, mean_padded_tokens, sample
 from fedpipe_agent.train.errors import MemoryExceededError, ModelError, TrainerError
 from fedpipe_agent.train.evaluate import evaluate
+from fedpipe_agent.train.fingerprint import check_fingerprint
 from fedpipe_agent.train.loop import Watch, measurement, train, warm_up_steps, write_reserve_s
 from fedpipe_agent.train.memory import is_out_of_memory, open_meter
 from fedpipe_agent.train.score import Work, bits_in_order, score
@@ -72,12 +73,15 @@ class Worker:
         self._device = request.device
         self._supported = tuple(cast("Bits", bits) for bits in request.supported_bits)
         self._say, self._clock = say, clock
-        self._folder = locate(request.model)
+        self._trusted = request.trust_remote_code
+        self._folder = locate(request.model, trusted=self._trusted)
+        check_fingerprint(self._folder, request.terms.model_sha256)  # before any code of its own is run
         self._dataset = load_dataset(request.dataset, request.terms.task)
         # the architecture's code and the tokenizer are context too, and a model that cannot be used is told at once
-        skeleton(read_config(self._folder, self._terms.task, self._dataset.labels), self._terms.task)
-        check_length(self._folder, self._terms.sequence_length)
-        load_tokenizer(self._folder)
+        config = read_config(self._folder, self._terms.task, self._dataset.labels, trusted=self._trusted)
+        skeleton(config, self._terms.task, trusted=self._trusted)
+        check_length(self._folder, self._terms.sequence_length, trusted=self._trusted)
+        self._tokenizer()
         self.meter = open_meter(request.device, request.memory_limit_bytes)
         self._base: Base | None = None
         self._said_at = float("-inf")
@@ -85,8 +89,8 @@ class Worker:
 
     def survey(self, _request: SurveyRequest) -> None:
         """Say shape, labels and counts."""
-        shape = read_shape(self._folder, self._terms.task, self._dataset.labels)
-        encoder = Encoder(load_tokenizer(self._folder), self._dataset.labels, self._terms.sequence_length)
+        shape = read_shape(self._folder, self._terms.task, self._dataset.labels, trusted=self._trusted)
+        encoder = Encoder(self._tokenizer(), self._dataset.labels, self._terms.sequence_length)
         some = sample(self._dataset.train, _SURVEYED_EXAMPLES, self._terms.seed)
         groups = list(
             batches(some, encoder, batch_size=max(self._terms.batch_sizes), wanted=len(some), seed=self._terms.seed)
@@ -104,13 +108,13 @@ class Worker:
     def score(self, request: ScoreRequest) -> None:
         """Say the contribution of every weight, and measured steps."""
         received = self._clock()
-        shape = read_shape(self._folder, self._terms.task, request.labels)
+        shape = read_shape(self._folder, self._terms.task, request.labels, trusted=self._trusted)
         work = Work(
             terms=self._terms,
             shape=shape,
             train=self._dataset.train,
             held_out=self._dataset.held_out,
-            encoder=Encoder(load_tokenizer(self._folder), request.labels, self._terms.sequence_length),
+            encoder=Encoder(self._tokenizer(), request.labels, self._terms.sequence_length),
             load=lambda bits: self._load(bits, request.labels),
             meter=self.meter,
             clock=self._clock,
@@ -238,8 +242,12 @@ class Worker:
             device=self._device,
             seed=self._terms.seed,
             meter=self.meter,
+            trusted=self._trusted,
         )
         return self._base
+
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._folder, trusted=self._trusted)
 
     def forget(self) -> None:
         """Drop the base, and give its memory back."""

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from fedpipe_coordinator.config import load_job
 from fedpipe_coordinator.control import ControlError, ask
 from fedpipe_coordinator.demo.docstrings import LIBRARIES, find_roots, read_docstrings
 from fedpipe_coordinator.demo.fleet import DemoJob, Silo, agent_toml, fleet, job_toml, memory_limit_mib
+from fedpipe_coordinator.demo.joining import join_all
 from fedpipe_coordinator.demo.partition import PartitionError, dirichlet_partition
 from fedpipe_coordinator.demo.processes import Children
 from fedpipe_coordinator.demo.runtime import RuntimeMeasurementError, measure_runtime_bytes
@@ -69,9 +71,11 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     data = _write_data(options, silos, console.print)
     port = free_port()
     home = Home(options.out / "federation")
-    create_federation(home.path, name="demo", host="127.0.0.1", port=port, managed=True, insecure=True)
+    create_federation(home.path, name="demo", host="127.0.0.1", port=port, managed=True, now=datetime.now(UTC))
     limits = _memory_limits(silos, model, options.task, data[0].path)
-    configurations = _write_agents(silos, data, port, limits)
+    configurations = _write_agents(silos, data, limits, None if Path(model).is_dir() else model)
+    fingerprint = join_all(home, configurations, datetime.now(UTC))
+    console.print(f"Enrolled {len(silos)} agents; the federation's fingerprint is {fingerprint}", markup=False)
     job_file = options.out / "job.toml"
     job_file.write_text(job_toml(_job(options, model, data)))
     logs = options.out / "logs"
@@ -179,11 +183,14 @@ def _memory_limits(silos: tuple[Silo, ...], model: str, task: Task, data: Path) 
     return {silo.name: memory_limit_mib(silo, runtime, model_bytes) for silo in silos}
 
 
-def _write_agents(silos: tuple[Silo, ...], data: list[SiloData], port: int, limits: dict[str, int]) -> dict[str, Path]:
+def _write_agents(
+    silos: tuple[Silo, ...], data: list[SiloData], limits: dict[str, int], hub_model: str | None
+) -> dict[str, Path]:
     paths = {}
     for silo, own in zip(silos, data, strict=True):
         path = own.folder / "agent.toml"
-        text = agent_toml(silo, port=port, data=own.path.resolve(), memory_mib=limits.get(silo.name))
+        memory_mib = limits.get(silo.name)
+        text = agent_toml(silo, data=own.path.resolve(), memory_mib=memory_mib, hub_model=hub_model)
         path.write_text(text)
         paths[silo.name] = path
     return paths

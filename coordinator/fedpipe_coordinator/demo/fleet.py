@@ -46,22 +46,18 @@ def memory_limit_mib(silo: Silo, runtime_bytes: int, model_bytes: int) -> int:
     return round(runtime_bytes / MIB + max(LEAST_TRAINING_MIB, silo.memory * model_bytes / MIB))
 
 
-def agent_toml(silo: Silo, *, port: int, data: Path, memory_mib: int | None) -> str:
-    """The silo's agent.toml."""
+def agent_toml(silo: Silo, *, data: Path, memory_mib: int | None, hub_model: str | None = None) -> str:
+    """The silo's agent.toml; federation and broker come with the bundle, and `hub_model` may be downloaded."""
     lines = [
         f"name = {json.dumps(silo.name)}",
-        'federation = "demo"',
         'state = "state"',
-        "",
-        "[broker]",
-        'host = "127.0.0.1"',
-        f"port = {port}",
-        "insecure = true",
         "",
         "[datasets.demo]",
         f"path = {json.dumps(str(data))}",
         'format = "jsonl"',
     ]
+    if hub_model is not None:
+        lines += ["", "[training]", f"hub_models = [{json.dumps(hub_model)}]"]
     lines += ["", "[limits]", f"threads = {silo.threads}", f"uplink_mbit = {silo.uplink_mbit}"]
     if memory_mib is not None:
         lines.append(f"memory_mib = {memory_mib}")

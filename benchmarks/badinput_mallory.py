@@ -126,6 +126,8 @@ class Mallory:
                             return f"the broker: {reason[-300:]}"
                         case Delivered():
                             return "the broker took it"
+                        case _:
+                            pass
         finally:
             transport.stop()
         raise CrashedError(f"the broker said nothing for {WAIT_S:.0f} s")

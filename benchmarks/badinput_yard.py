@@ -6,7 +6,6 @@ of echoes without end; a round of it goes on as soon as mallory has settled, so 
 
 import hashlib
 import itertools
-import json
 import re
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from fedpipe_agent import key_folder
 from fedpipe_agent.credentials import join
 from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.enrolling import enrol
-from fedpipe_coordinator.federation import create_federation, open_office
+from fedpipe_coordinator.federation import open_office
 from fedpipe_coordinator.home import Home
 from fedpipe_wire.enrolment import encode, make_request
 from fedpipe_wire.sealing import Sealer
@@ -35,7 +34,6 @@ from fedpipe_wire.topics import Topics
 ROUNDS = 1_000_000
 WEIGHTS, WIDTH, RANK = 2, 64, 4
 MODEL = model_name(WEIGHTS, WIDTH, WIDTH)
-TRANSFER = "[transfer]\nchunk_kib = 16\nsilence_s = 5.0\n"
 _FENCE = re.compile(
     r"refused what came on \S+ as of mallory \(stale\): it is of run fence-\d+, which is not known here"
 )
@@ -64,29 +62,6 @@ def enrol_agent(home: Path, state: Path, name: str) -> key_folder.Keys:
 def hostile_state(fleet: Fleet, name: str) -> Path:
     """Where a hostile agent's keys lie."""
     return fleet.folder / "hostile" / name / "state"
-
-
-class SecureFleet(Fleet):
-    """A fleet whose federation has keys."""
-
-    def _write_settings(self) -> None:
-        (self.folder / "logs").mkdir()
-        (self.folder / "seams.json").write_text(self.seams.model_dump_json())
-        now = datetime.now(UTC)
-        create_federation(self.home, name=FEDERATION, host="127.0.0.1", port=self.port, managed=True, now=now)
-        with (self.home / "federation.toml").open("a") as file:
-            file.write(TRANSFER)
-        dataset = self.folder / "echo.jsonl"
-        dataset.write_text('{"prompt": "a", "target": "b"}\n')
-        for name in self.agents:
-            self._agent_file(name).parent.mkdir(mode=0o700)
-            self._agent_file(name).write_text(
-                f'name = "{name}"\n[datasets.{DATASET}]\npath = {json.dumps(str(dataset))}\n'
-                f"[limits]\nthreads = 1\n{TRANSFER}"
-            )
-            enrol_agent(self.home, self._agent_file(name).parent / "state", name)
-        for name in HOSTILE:
-            enrol_agent(self.home, hostile_state(self, name), name)
 
 
 class Log:
@@ -196,11 +171,14 @@ def hostile(fleet: Fleet, name: str) -> Mallory:
 
 def open_fleet(folder: Path) -> Fleet:
     """A fleet with one good agent, not started."""
-    return SecureFleet(folder, FleetSettings(1), Seams(folder=str(folder), tell_all=True))
+    settings = FleetSettings(1, chunk_kib=16, silence_s=5.0, secure=True)
+    return Fleet(folder, settings, Seams(folder=str(folder), tell_all=True))
 
 
 def open_yard(fleet: Fleet) -> Yard:
     """Start a fleet's processes, its run without end, and mallory in it."""
+    for name in HOSTILE:
+        enrol_agent(fleet.home, hostile_state(fleet, name), name)
     fleet.start()
     run = fleet.submit(fleet.write_job(JobSize(MODEL, ROUNDS, RANK, min_agents=1)))
     mallory = hostile(fleet, "mallory")

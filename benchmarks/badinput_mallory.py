@@ -5,11 +5,13 @@ is given for the cases. One thread uses it; nothing happens but while one of its
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from queue import Empty
 from typing import Any, TypeVar
 
@@ -35,9 +37,9 @@ from fedpipe_wire.messages import AGENT_CHANNELS, MessageError, decode_from_coor
 from fedpipe_wire.mqtt import MqttTransport
 from fedpipe_wire.sealing import Sealer
 from fedpipe_wire.topics import Topics
-from fedpipe_wire.transport import Connected, Disconnected, Received
+from fedpipe_wire.transport import Connected, Delivered, Disconnected, Received
 
-WAIT_S = 30.0
+WAIT_S = 10.0
 CHUNK_BYTES = 16 * 1024
 GIB = 1 << 30
 Tls = Callable[[], ssl.SSLContext]
@@ -61,10 +63,12 @@ class Mallory:
         self.heard: list[CoordinatorMessage] = []
         self.blobs: dict[str, tuple[BlobRef, bytes]] = {}
         self.chunk: Callable[[BlobRef, int, bytes], bytes] = lambda _ref, _index, data: data
+        self.instead: Callable[[AgentMessage], AgentMessage] = lambda message: message
         self._dataset = dataset
         self._numbers = itertools.count(1)
         self._connected = False
-        self._transport = MqttTransport("127.0.0.1", port, f"mallory-{self.name}", tls=tls)
+        self._dial = partial(MqttTransport, "127.0.0.1", port, tls=tls)
+        self._transport = self._dial(f"fedpipe-{self.name}")
 
     def join(self) -> None:
         """Connect, be welcomed, and say a profile that any planner likes."""
@@ -103,6 +107,30 @@ class Mallory:
         if self._transport.publish(topic, payload, retain=retain, properties=properties) is None:
             self.until("a connection", lambda: self._transport.connected)
             self._transport.publish(topic, payload, retain=retain, properties=properties)
+
+    def alone(self, topic: str, payload: bytes, properties: Mapping[str, str] | None, *, retain: bool = False) -> str:
+        """Send something over a connection of its own, and tell what the broker did with it.
+
+        What a broker refuses ends the connection, and another one would send it again.
+        """
+        transport = self._dial(f"fedpipe-{self.name}-{next(self._numbers)}")
+        transport.start()
+        deadline = time.monotonic() + WAIT_S
+        try:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(Empty):
+                    match transport.events.get(timeout=0.1):
+                        case Connected():
+                            transport.publish(topic, payload, retain=retain, properties=properties)
+                        case Disconnected(reason):
+                            return f"the broker: {reason[-300:]}"
+                        case Delivered():
+                            return "the broker took it"
+                        case _:
+                            pass
+        finally:
+            transport.stop()
+        raise CrashedError(f"the broker said nothing for {WAIT_S:.0f} s")
 
     def fence(self) -> None:
         """Return once the coordinator has handled everything that was sent before.
@@ -174,22 +202,16 @@ class Mallory:
             case BlobRequest(sha256=sha256, bitmap=bitmap):
                 self._serve(sha256, bitmap)
             case SurveyTask(run=run, terms=terms):
-                self.answer_survey(run, terms)
+                self.say(self.instead(self.survey(run, terms)))
             case ScoreTask(run=run, terms=terms):
-                self.answer_scores(run, terms)
+                self.say(self.instead(self.scored(run, terms)))
             case TrainTask():
                 self.task = message
+            case _:
+                pass
         self.heard.append(message)
 
     # --- honest words -----------------------------------------------------------------------------------------------
-
-    def answer_survey(self, run: str, terms: JobTerms) -> None:
-        """Say what the echo says; a case may put something else in this place."""
-        self.say(self.survey(run, terms))
-
-    def answer_scores(self, run: str, terms: JobTerms) -> None:
-        """The same of the scores."""
-        self.say(self.scored(run, terms))
 
     def profile(self) -> DeviceProfile:
         """Of a machine that is like the good agent's."""
@@ -271,14 +293,15 @@ class Mallory:
 
     def offer(self, data: bytes, **changes: Any) -> Ack:
         """Offer these bytes as the update of the present round; what comes back of it."""
-        import hashlib  # noqa: PLC0415
-
         task = self.in_a_round()
         ref = BlobRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data), chunk_bytes=CHUNK_BYTES)
         ref = ref.model_copy(update=changes.pop("ref", {}))
         self.blobs[ref.sha256] = (ref, data)
         self.say(self.trained(task, ref, **changes))
-        return self.wait_for(Ack, lambda ack: ack.sha256 == ref.sha256)
+        ack = self.wait_for(Ack, lambda ack: ack.sha256 == ref.sha256)
+        if ack.round == task.round and not ack.accepted:
+            self.task = None  # the round goes on without this agent
+        return ack
 
     def _serve(self, sha256: str, bitmap: str) -> None:
         if sha256 not in self.blobs:

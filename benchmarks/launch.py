@@ -38,6 +38,7 @@ class Seams(Value):
         trace: Write when which event was handled.
         profile: Write a profile of the main thread of every process that ends in order.
         hooks: Name every operation that matters, see `hooks.py`.
+        tell_all: Say what is wrong with every refused packet, however many there are.
     """
 
     trainer: Literal["echo", "real"] = "echo"
@@ -46,6 +47,7 @@ class Seams(Value):
     trace: bool = False
     profile: bool = False
     hooks: bool = False
+    tell_all: bool = False
     threads: int = Field(default=1, ge=1)
 
 
@@ -144,6 +146,18 @@ def _patch_coordinator_trace(trace: Trace) -> None:
             replace(module, name, trace.around(f"work-{name}", getattr(module, name)))
 
 
+def _tell_all(kind: Kind) -> None:
+    if kind == "coordinator":
+        from fedpipe_coordinator import refusals  # noqa: PLC0415 - only the coordinator has it
+
+        replace(refusals, "LINES_A_MINUTE", sys.maxsize)
+        replace(refusals, "LINES_IN_ALL", sys.maxsize)
+    elif kind == "agent":
+        from fedpipe_agent import refusals as of_agent  # noqa: PLC0415 - only agents have it
+
+        replace(of_agent, "MOST", sys.maxsize)
+
+
 def _install_hooks(kind: Kind, name: str, folder: Path) -> None:
     from benchmarks.hooks import Hooks, OrderFile  # noqa: PLC0415 - fleets without hooks do not load any of it
     from benchmarks.patches import install  # noqa: PLC0415 - same
@@ -207,6 +221,8 @@ def main() -> None:
             _patch_coordinator_trace(trace)
     if seams.hooks:
         _install_hooks(given.kind, given.name, folder)
+    if seams.tell_all:
+        _tell_all(given.kind)
     if seams.profile:
         _profile_to(folder / f"{label}.profile")
     program = _main_of(given.kind, seams)

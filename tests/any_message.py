@@ -68,6 +68,7 @@ def _plain(kind: Any, limits: dict[str, Any]) -> st.SearchStrategy[Any]:
     if kind is str and "pattern" in limits:
         return st.from_regex(limits["pattern"], fullmatch=True)
     if kind is str:
-        return st.text(st.characters(codec="utf-8"), max_size=min(20, limits.get("max_length", 20)))
+        fewest, most = limits.get("min_length", 0), min(20, limits.get("max_length", 20))
+        return st.text(st.characters(codec="utf-8"), min_size=fewest, max_size=most)
     assert issubclass(kind, Value), f"no strategy for {kind}"
     return values(kind)

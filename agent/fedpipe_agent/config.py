@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PositiveInt, ValidationInfo, field_validator
 
 from fedpipe_data.source import DatasetSource
-from fedpipe_profiles.device import MIB, Limits
+from fedpipe_profiles.device import MAX_DATASETS, MIB, DatasetName, Limits
 from fedpipe_profiles.settings_file import load_settings
 from fedpipe_profiles.values import PositiveSeconds, Settings
 from fedpipe_wire.tls import Host, check_insecure
@@ -151,7 +151,7 @@ class AgentSettings(Settings):
     )
     state: Path = Field(default=Path("state"), description="folder for identity and outbox")
     broker: BrokerSettings = BrokerSettings()
-    datasets: dict[Annotated[str, Field(min_length=1, max_length=128)], DatasetSource] = Field(default_factory=dict)
+    datasets: dict[DatasetName, DatasetSource] = Field(default_factory=dict, max_length=MAX_DATASETS)
     models: dict[ModelName, Path] = Field(default_factory=dict, description="a job's model name to a folder here")
     limits: LimitSettings = LimitSettings()
     training: TrainingSettings = TrainingSettings()

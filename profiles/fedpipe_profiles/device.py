@@ -3,7 +3,7 @@
 Owns the types only. Measuring is the agent's work; what follows from the figures is the planner's.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,9 @@ Source = Literal["measured", "theoretical", "limit"]
 """Where a figure comes from: a measurement here, a vendor's data sheet, or the owner's setting."""
 
 MIB = 1024 * 1024
+MAX_DATASETS = 1000
+DatasetName = Annotated[str, Field(min_length=1, max_length=128)]
+Version = Annotated[str, Field(max_length=100)]
 
 
 class MatmulRate(Value):
@@ -95,13 +98,15 @@ class DeviceProfile(Value):
     agent: str = Field(max_length=64)
     host: Host
     accelerator: Accelerator | None = None
-    supported_bits: tuple[Bits, ...] = Field(min_length=1)
-    matmul: tuple[MatmulRate, ...] = Field(min_length=1)
+    supported_bits: tuple[Bits, ...] = Field(min_length=1, max_length=4)
+    matmul: tuple[MatmulRate, ...] = Field(min_length=1, max_length=8)
     bandwidth: BandwidthRate
     link: Link | None = None
     limits: Limits = Limits()
-    datasets: tuple[str, ...] = Field(default=(), description="names an agent maps to its own files")
-    versions: dict[str, str] = Field(default_factory=dict)
+    datasets: tuple[DatasetName, ...] = Field(
+        default=(), max_length=MAX_DATASETS, description="names an agent maps to its own files"
+    )
+    versions: dict[Version, Version] = Field(default_factory=dict, max_length=64)
 
     def memory_limit_bytes(self) -> int:
         """Bytes one trainer process may occupy: the lent amount, and never more than what is free now."""

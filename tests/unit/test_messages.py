@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from planning_fleet import profile
 
-from fedpipe_wire.agent_messages import Presence
+from fedpipe_wire.agent_messages import Presence, Profile
 from fedpipe_wire.coordinator_messages import Ack
 from fedpipe_wire.envelope import Envelope, EnvelopeError, parse
 from fedpipe_wire.message_values import BlobRef
@@ -51,6 +52,26 @@ def test_bad_input_is_refused_and_named(name: str) -> None:
         decode_from_agent("report", payload, SCHEMA_VERSION)
     assert words in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("field", "most"),
+    [
+        ("supported_bits", [4, 8, 16, 32]),
+        ("datasets", ["x" * 128] * 1000),
+        ("versions", {str(number): "1" * 100 for number in range(64)}),
+    ],
+)
+def test_a_profile_holds_no_more_than_any_machine_has_to_say(field: str, most: list[object] | dict[str, str]) -> None:
+    good = json.loads(encode(Profile(profile=profile(1 << 30))))
+    good["profile"][field] = most
+    decode_from_agent("profile", json.dumps(good).encode(), SCHEMA_VERSION)
+    more = [*most, *list(most)[:1]] if isinstance(most, list) else most | {"one": "more"}
+    longer = [f"{most[0]}x", *most[1:]] if isinstance(most, list) else most | {"0": "1" * 101}
+    for bad in (more, longer):
+        good["profile"][field] = bad
+        with pytest.raises(MessageError, match=f"profile.profile.{field}"):
+            decode_from_agent("profile", json.dumps(good).encode(), SCHEMA_VERSION)
 
 
 @pytest.mark.parametrize("schema", [0, 2, 99])

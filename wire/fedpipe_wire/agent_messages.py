@@ -89,7 +89,9 @@ class Trained(Value):
     measurement: StepMeasurement
     download_s: Seconds
     compute_s: Seconds
-    actions: tuple[Text, ...] = Field(default=(), description="what the trainer changed, such as a halved batch")
+    actions: tuple[Text, ...] = Field(
+        default=(), max_length=64, description="what the trainer changed, such as a halved batch"
+    )
 
 
 class Refused(Value):

@@ -56,6 +56,7 @@ class EnrolmentWatch:
         expel: is told of an agent that was revoked.
         log: takes lines for people.
         clock: UTC.
+        record: takes a kind and a text for the federation's record.
     """
 
     def __init__(  # noqa: PLR0913  # it joins all of them
@@ -69,9 +70,11 @@ class EnrolmentWatch:
         expel: Callable[[str], None],
         log: Callable[[str], None],
         clock: Callable[[], datetime],
+        record: Callable[[str, str], None],
     ) -> None:
         self._home, self._authority, self._roster, self._files = home, authority, roster, files
         self._hosts, self._expel, self._log, self._clock = tuple(hosts), expel, log, clock
+        self._record = record
         self._told: Told | None = None
         self._present: set[str] = set()
         self._stale = False
@@ -160,6 +163,7 @@ class EnrolmentWatch:
         for party in renew_due(self._home, self._authority, self._hosts, self._clock()):
             whose = "the broker's" if party == "broker" else "the coordinator's login"
             self._log(f"{whose} certificate was renewed")
+            self._record("renewed", f"{whose} certificate was renewed")
 
 
 def _content(path: Path) -> bytes:

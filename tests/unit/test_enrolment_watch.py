@@ -23,6 +23,7 @@ class Bench:
         self.office, self.now = office, NOW
         self.did: list[str] = []
         self.said: list[str] = []
+        self.recorded: list[tuple[str, str]] = []
         self.trouble = ""
         self.roster = Roster(office.files, self.clock, self.said.append)
         self.watch = EnrolmentWatch(
@@ -34,6 +35,7 @@ class Bench:
             expel=lambda agent: self.did.append(f"expel {agent}"),
             log=self.said.append,
             clock=self.clock,
+            record=lambda kind, text: self.recorded.append((kind, text)),
         )
         self.watch.begin()
         self.watch.broker = self

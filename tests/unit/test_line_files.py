@@ -89,7 +89,7 @@ def test_a_line_that_cannot_be_read_is_set_aside_and_the_others_stay(tmp_path: P
     assert folder.last_number(ROUNDS, "round") == 3
     said = folder.set_aside(ROUNDS)
     assert said is not None
-    assert said.startswith(f"1 lines of {tmp_path / ROUNDS} cannot be read")
+    assert said[0].startswith(f"1 lines of {tmp_path / ROUNDS} cannot be read")
     assert (tmp_path / "rounds.jsonl.damaged-1").read_bytes() == harmed
     assert (tmp_path / ROUNDS).read_bytes() == b"".join(json.dumps(line).encode() + b"\n" for line in GOOD)
     assert folder.set_aside(ROUNDS) is None

@@ -16,9 +16,9 @@ from fedpipe_agent.cli import app as agent_app
 from fedpipe_agent.config import AgentSettings
 from fedpipe_coordinator.cli import app as coordinator_app
 from fedpipe_coordinator.config import Federation, Job
-from fedpipe_coordinator.records import RunFolder, agent_record, round_record
-from fedpipe_coordinator.run_events import Note
-from fedpipe_coordinator.run_state import Member, RoundResult, RunState
+from fedpipe_coordinator.records.run_folder import RunFolder, agent_record, round_record
+from fedpipe_coordinator.runs.run_events import Note
+from fedpipe_coordinator.runs.run_state import Member, RoundResult, RunState
 from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.model import ModelShape, WeightShape
 from fedpipe_profiles.plan import Plan, Prediction

@@ -183,7 +183,8 @@ def test_an_agent_whose_data_are_not_there_does_not_start(tmp_path: Path) -> Non
 
 
 def test_without_mosquitto_the_message_names_the_package(place: Place) -> None:
-    program = "from fedpipe_coordinator import cli; from fedpipe_coordinator.broker import managed; managed._SEARCH = ('/nowhere',); cli.main()"
+    program = "from fedpipe_coordinator import cli; from fedpipe_coordinator.broker import managed; "
+    program += "managed._SEARCH = ('/nowhere',); cli.main()"
     ended = call("-c", program, "up", place.folder / "home", environment={"PATH": str(place.folder / "empty")})
     check(ended, ExitCode.BROKER_CANNOT_START, "mosquitto is not installed", "apt-get install mosquitto")
 

@@ -53,7 +53,7 @@ def test_every_kind_of_process_has_hooks_of_every_kind_of_operation(recorded: tu
         "agent:publish-trained@*:after",
         "coordinator:publish-ack@*:before",
         "trainer:replace@*:after",
-        "broker@agent:publish-chunk@wire*",
+        "broker@agent:publish-chunk@*",
     ],
 )
 def test_a_kill_changes_nothing(recorded: tuple[Yard, Atlas, Evidence], pattern: str) -> None:

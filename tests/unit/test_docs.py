@@ -189,7 +189,7 @@ def test_every_key_of_a_summary_and_of_an_audit_line_is_documented(tmp_path: Pat
 
 
 def test_every_kind_of_audit_line_is_documented() -> None:
-    sources = "\n".join(file.read_text() for file in (ROOT / "coordinator" / "fedpipe_coordinator").glob("*.py"))
+    sources = "\n".join(file.read_text() for file in (ROOT / "coordinator" / "fedpipe_coordinator").rglob("*.py"))
     written = re.compile(r'(?:\.note\(\s*|\bNote\(\s*|\.close\("[a-z]+", )"([a-z-]+)"')
     kinds = set(written.findall(sources))
     assert {"planned", "run-failed", "aggregated"} <= kinds

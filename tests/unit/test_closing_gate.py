@@ -105,6 +105,15 @@ def test_late_updates_are_judged_and_are_nobodys_measure() -> None:
     assert sorted(found) == [("b", True), ("c", True)]
 
 
+def test_late_updates_make_no_room_for_a_large_one() -> None:
+    """Fifty times the three others; with what those brought late, ten times as large, the median would allow it."""
+    updates = [UpdateFile(agent, 10, FILE, {"w": (0,)}) for agent in "abcd"]
+    seen = {"w": {update.place: 1.0 for update in updates} | {("d", False): 50.0}}
+    updates += [replace(update, base=FILE) for update in updates[:3]]
+    seen["w"] |= {(agent, True): 9.9 for agent in "abc"}
+    assert list(beyond_bound(Measured(seen, {}, ()), updates, 10.0)) == [("d", False)]
+
+
 @pytest.mark.parametrize("hostile", [1, 2])
 def test_fewer_than_half_cannot_have_an_honest_one_refused(tmp_path: Path, hostile: int) -> None:
     start = write_global(tmp_path, np.random.default_rng(1))

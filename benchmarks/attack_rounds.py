@@ -3,14 +3,16 @@
 Owns the order of things. The gates and the rules are those of production; so is the training.
 """
 
+import hashlib
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.attack_kinds import ATTACKS, Attack, forge_update
-from benchmarks.attack_silos import AGENTS, Effort, Silos, plan_of, silo_name
+from benchmarks.attack_silos import AGENTS, GLOBAL_RANK, Effort, Silos, plan_of, silo_name
 from fedpipe_agent.train.errors import TrainerError
 from fedpipe_coordinator.adapter_making import ROW_NORM
 from fedpipe_coordinator.aggregate import aggregate_files
@@ -63,26 +65,22 @@ def prepare(data: Path, folder: Path, effort: Effort, seed: int) -> float:
     """What all cells share: the first adapter, and what every silo trains from it; the loss of the base."""
     silos = _open(data, seed)
     names = [weight.name for weight in silos.shape.weights]
-    plans = [plan_of(silos.shape, number, 1, effort, seed) for number in range(AGENTS)]
-    start = folder / "start"
-    initial_adapter(start, silos.shape, names, plans[0].global_rank, seed=seed, row_norm=ROW_NORM)
-    for number, plan in enumerate(plans):
-        silos.train(number, start, plan, _first(folder, number, mislabelled=False))
-        if number < HOSTILE:
-            silos.train(number, start, plan, _first(folder, number, mislabelled=True), mislabelled=True)
-    return silos.loss(start, plans[0])
-
-
-def _first(folder: Path, number: int, *, mislabelled: bool) -> Path:
-    return folder / f"first-{silo_name(number)}{'-mislabelled' if mislabelled else ''}"
+    initial_adapter(folder / "start", silos.shape, names, GLOBAL_RANK, seed=seed, row_norm=ROW_NORM)
+    federation = Federation(data, folder, effort, seed)
+    for number in range(AGENTS):
+        federation.trained(number, folder / "start", 1, mislabelled=False)
+    return silos.loss(folder / "start", plan_of(silos.shape, 0, 1, effort, seed))
 
 
 class Federation:
     """All rounds of a cell, on a base that is loaded once.
 
+    Training is a function of the adapter, the silo and the round: what one cell has trained, another one finds, as long
+    as its adapters are the same bytes.
+
     Args:
         data: where model and examples lie.
-        folder: what `prepare` filled.
+        folder: what `prepare` filled; what was trained is kept there.
         effort: how much is trained.
         seed: of shares, plans, training and noise.
     """
@@ -118,21 +116,26 @@ class Federation:
             hostile = attack if number < HOSTILE else None
             sender = VICTIM if hostile is not None and hostile.copies else number
             try:
-                self._train(sender, adapter, round_, out, mislabelled=hostile is not None and hostile.mislabelled)
+                honest = self.trained(sender, adapter, round_, mislabelled=hostile is not None and hostile.mislabelled)
                 if hostile is not None:
-                    forge_update(hostile, plan, adapter, out, out, 7919 * self._seed + 31 * round_ + number)
-                check_update(out, self._silos.shape, plan)
+                    forge_update(hostile, plan, adapter, honest, out, 7919 * self._seed + 31 * round_ + number)
+                check_update(out if hostile is not None else honest, self._silos.shape, plan)
             except (TrainerError, RefusedUpdateError):
                 continue
-            steps = -(-plan.examples // plan.batch_size)
-            updates.append(UpdateFile(plan.agent, plan.examples, out, dict(plan.components), steps=steps))
+            steps, path = -(-plan.examples // plan.batch_size), out if hostile is not None else honest
+            updates.append(UpdateFile(plan.agent, plan.examples, path, dict(plan.components), steps=steps))
         return updates
 
-    def _train(self, number: int, adapter: Path, round_: int, out: Path, *, mislabelled: bool) -> None:
-        if round_ == 1:
-            shutil.copyfile(_first(self._folder, number, mislabelled=mislabelled), out)
-        else:
-            self._silos.train(number, adapter, self._plan(number, round_), out, mislabelled=mislabelled)
+    def trained(self, number: int, adapter: Path, round_: int, *, mislabelled: bool) -> Path:
+        """What a silo trains from an adapter."""
+        digest = hashlib.sha256(adapter.read_bytes()).hexdigest()
+        kept = self._folder / f"{digest}-{round_}-{number}{'-mislabelled' if mislabelled else ''}"
+        if not kept.exists():
+            unfinished = kept.with_name(f"{kept.name}-{os.getpid()}")
+            plan = self._plan(number, round_)
+            self._silos.train(number, adapter, plan, unfinished, mislabelled=mislabelled)
+            unfinished.replace(kept)
+        return kept
 
     def _close(
         self, place: Path, adapter: Path, round_: int, updates: list[UpdateFile], settings: AggregationSection

@@ -40,7 +40,7 @@ class Effort:
 
     rounds: int = 4
     steps: int = 8
-    batch_size: int = 8
+    batch_size: int = 4
     learning_rate: float = 1e-2
 
     @property

@@ -54,7 +54,7 @@ class Given:
 def run_all(given: Given, folder: Path) -> tuple[float, list[tuple[Cell, Outcome]]]:
     """Every attack against every defence; the loss of the base, and the outcomes."""
     start_loss = prepare(given.data, folder, given.effort, given.seed)
-    cells = [Cell(defence, attack) for attack in ATTACKS for defence in DEFENCES]
+    cells = [Cell(defence, attack) for defence in DEFENCES for attack in ATTACKS]
     context = multiprocessing.get_context("spawn")
     arguments = (given.data, folder, given.effort, given.seed)
     with ProcessPoolExecutor(given.workers, context, initializer=_begin, initargs=arguments) as pool:

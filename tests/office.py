@@ -19,7 +19,7 @@ from fedpipe_wire.memory import MemoryBroker, MemoryTransport
 from fedpipe_wire.messages import AGENT_CHANNELS, SCHEMA_VERSION, Message, decode_from_coordinator, encode
 from fedpipe_wire.sealing import COORDINATOR, RETAINED_BY_AGENTS, Inspector, Keys, Sealer, key_id
 from fedpipe_wire.topics import Topics
-from fedpipe_wire.transport import Received
+from fedpipe_wire.transport import Received, Transport
 
 TOPICS = Topics("tests")
 
@@ -51,7 +51,7 @@ class Office:
     def start(self) -> None:
         self.store = SqliteStore(Home(self.folder).store)
         self.blobs = BlobStore(self.folder / "blobs", reserve_bytes=0, free_bytes=lambda _: self.free_bytes)
-        transport = MemoryTransport(self.broker, "coordinator")
+        transport = self.session()
         sealer = Sealer(COORDINATOR, self.store.next_counter, COORDINATOR_KEY if self.sealed else None)
         inspector = Inspector(keys_of if self.sealed else None, self.store.heard(), RETAINED_BY_AGENTS)
         exchange = Exchange(transport, TOPICS, self.blobs, sealer, inspector, self.said.append)
@@ -59,6 +59,10 @@ class Office:
         exchange.start()
         self.service.take_up()
         self.pump()
+
+    def session(self) -> Transport:
+        """The coordinator's, with its broker."""
+        return MemoryTransport(self.broker, "coordinator")
 
     def stop(self) -> None:
         self.service.close()

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ class TlsBroker:
         authority = by or self.federation.authority
         key = new_login_key()
         at = now() if days > 0 else now() + timedelta(days=days - 1)
-        certificate = authority.issue("broker", key.public_key(), "broker", at, abs(days), hosts)
+        certificate = authority.issue("broker", key.public_key(), "broker", at, abs(days), hosts=hosts)
         (self.folder / "broker.key").write_bytes(private_pem(key))
         (self.folder / "broker.crt").write_text(to_pem(certificate))
 
@@ -123,7 +124,7 @@ class TlsBroker:
         config = self.folder / "mosquitto.conf"
         config.write_text(_CONFIG.format(folder=self.folder, host=self.host, port=self.port))
         with (self.folder / "log").open("ab") as log:
-            command = [find_mosquitto(), "-c", config]
+            command = [str(find_mosquitto()), "-c", str(config)]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + 15
         while True:
@@ -141,7 +142,7 @@ class TlsBroker:
             self.process.wait()
             self.process = None
 
-    def coordinator_context(self) -> "object":
+    def coordinator_context(self) -> ssl.SSLContext:
         """What the coordinator connects with."""
         key = new_login_key()
         certificate = self.federation.authority.issue(COORDINATOR, key.public_key(), "login", now(), 1)
@@ -155,7 +156,7 @@ def tls_broker(folder: Path, federation: SealedFederation, host: str = HOST) -> 
     """A running broker; skips the test without Mosquitto."""
     mosquitto_or_skip()
     folder.mkdir(mode=0o700, parents=True)
-    broker = TlsBroker(federation, folder, host, free_port() if host == HOST else PORT)
+    broker = TlsBroker(federation, folder, host, free_port(host))
     broker.certify(hosts=(host, "localhost"))
     broker.revoke()
     broker.start()

@@ -13,6 +13,8 @@ from fedpipe_coordinator.line_files import sort_lines
 from fedpipe_wire.hash_chain import read_chain
 
 ACCEPTED = ("accepted", "late-accepted")
+_NOT_SENT = ("refused", "probe")
+"""Lines of what came, and of zeros that measure the link and that nobody keeps."""
 _UP, _BLOB = 4, 6
 """Which levels of a topic tell the direction and a blob's name."""
 
@@ -26,12 +28,14 @@ class Sent:
         blobs: Bytes sent of each blob, by its SHA-256.
         messages: Message id to topic.
         broken: Lines that are not as they were written, from 1.
+        kills: How often the agent was killed: each time, the last moment of its record may be missing.
     """
 
     agents: set[str] = field(default_factory=set)
     blobs: Counter[str] = field(default_factory=Counter)
     messages: dict[str, str] = field(default_factory=dict)
     broken: list[int] = field(default_factory=list)
+    kills: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +74,29 @@ class Comparison:
 
 
 def read_sent(data: bytes) -> Sent:
-    """Read an agent's record."""
-    sent = Sent(broken=[each.line for each in read_chain(data.split(b"\n")[:-1]).breaks])
+    """Read an agent's record; it may begin with a later part."""
+    breaks = read_chain(data.split(b"\n")[:-1], exact=False).breaks
+    sent = Sent(broken=[each.line for each in breaks if (each.line, each.what) != (1, "out-of-place")])
+    before = "stopped"
     for line in sort_lines(data, {}).lines:
-        more = line.get("data")
-        entry = {**(more if isinstance(more, dict) else {}), **line}
-        topic, size = entry.get("topic"), entry.get("bytes")
-        levels = topic.split("/") if isinstance(topic, str) else []
-        if len(levels) <= _UP + 1 or levels[0] != "fedpipe" or levels[2] != "agents" or levels[_UP] != "up":
-            continue
-        sent.agents.add(levels[3])
-        if levels[_UP + 1] == "blob" and len(levels) > _BLOB:
-            sent.blobs[levels[_BLOB]] += size if isinstance(size, int) and size > 0 else 0
-        elif isinstance(entry.get("message_id"), str):
-            sent.messages[entry["message_id"]] = "/".join(levels[_UP:])
+        sent.kills += line.get("kind") == "started" and before != "stopped"
+        before = str(line.get("kind"))
+        _take(sent, line)
     return sent
+
+
+def _take(sent: Sent, line: Mapping[str, Any]) -> None:
+    topic, size, name = line.get("topic"), line.get("bytes"), line.get("id")
+    levels = topic.split("/") if isinstance(topic, str) else []
+    if len(levels) <= _UP + 1 or levels[0] != "fedpipe" or levels[2] != "agents" or levels[_UP] != "up":
+        return
+    if line.get("kind") in _NOT_SENT:
+        return
+    sent.agents.add(levels[3])
+    if levels[_UP + 1] == "blob" and len(levels) > _BLOB:
+        sent.blobs[levels[_BLOB]] += size if isinstance(size, int) and size > 0 else 0
+    elif isinstance(name, str):
+        sent.messages[name] = "/".join(levels[_UP:])
 
 
 def compare(agent: str, sent: Sent, records: Mapping[str, Iterable[Mapping[str, Any]]]) -> Comparison:

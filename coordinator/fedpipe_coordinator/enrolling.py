@@ -53,6 +53,24 @@ class Enrolled:
     bundle: Bundle
 
 
+def enrolled_entry(done: Enrolled, request: str) -> tuple[str, str, str, dict[str, object]]:
+    """What the federation's record says of it: kind, agent, text and data; `request` is its fingerprint."""
+    issue, name = done.record.issues[-1], done.record.agent
+    kind = "renewed" if done.meaning == "renewal" else "enrolled"
+    text = f"agent {name} was {kind} until {issue.expires():%Y-%m-%d}"
+    return (
+        kind,
+        name,
+        text,
+        {
+            "meaning": done.meaning,
+            "request": request,
+            "key": key_id(issue.signing_key()),
+            "expires": issue.expires().isoformat(),
+        },
+    )
+
+
 def judge(request: Request, records: Mapping[str, Record], now: datetime) -> Meaning:
     """What a checked request asks for, given who is enrolled.
 

@@ -56,6 +56,7 @@ class EnrolmentWatch:
         expel: is told of an agent that was revoked.
         log: takes lines for people.
         clock: UTC.
+        record: takes a kind and a text for the federation's record.
     """
 
     def __init__(  # noqa: PLR0913  # it joins all of them
@@ -69,9 +70,11 @@ class EnrolmentWatch:
         expel: Callable[[str], None],
         log: Callable[[str], None],
         clock: Callable[[], datetime],
+        record: Callable[[str, str], None],
     ) -> None:
         self._home, self._authority, self._roster, self._files = home, authority, roster, files
         self._hosts, self._expel, self._log, self._clock = tuple(hosts), expel, log, clock
+        self._record = record
         self._told: Told | None = None
         self._present: set[str] = set()
         self._stale = False
@@ -114,16 +117,21 @@ class EnrolmentWatch:
             self._renew_at = now + RENEW_EVERY_S
             self._renew()
         self._stale = self._roster.refresh() or self._stale
+        self._expel_the_absent()
+        if self._stale:
+            with self._files.lock(0.0):
+                self._roster.refresh()  # a command may have been at it since: its revocations must not be taken back
+                publish(self._home, self._authority, self._roster.register, self._clock())
+            self._stale = False
+            self._expel_the_absent()
+        self._tell(self._read())
+
+    def _expel_the_absent(self) -> None:
         present = self._roster.present()
         for name in sorted(self._present - present):
             self._log(f"not listened to any more: {self._roster.refused(name)}")
             self._expel(name)
         self._present = present
-        if self._stale:
-            with self._files.lock(0.0):
-                publish(self._home, self._authority, self._roster.register, self._clock())
-            self._stale = False
-        self._tell(self._read())
 
     def _tell(self, found: Told) -> None:
         before = self._told
@@ -155,6 +163,7 @@ class EnrolmentWatch:
         for party in renew_due(self._home, self._authority, self._hosts, self._clock()):
             whose = "the broker's" if party == "broker" else "the coordinator's login"
             self._log(f"{whose} certificate was renewed")
+            self._record("renewed", f"{whose} certificate was renewed")
 
 
 def _content(path: Path) -> bytes:

@@ -15,8 +15,8 @@ from fedpipe_wire.tensors import TensorFile, check_tensors, update_spec
 
 HEADER_ALLOWANCE_BYTES = 1_000_000
 MAX_VALUE = 1e6
-"""Farther from zero is no value of a factor or a head, whoever else trained: sums of products of such values stay
-within what float32 holds, so that even two agents, of which none can be called an outlier, cannot end a run."""
+"""Farther from zero is no value of a factor or a head, whoever else trained: what is aggregated of such values stays
+within what float32 holds, also of one or two agents, of which none can be called an outlier."""
 
 
 class RefusedUpdateError(Exception):

@@ -128,11 +128,13 @@ class _Moved:
 
     @classmethod
     def of(cls, before: Factors, change: WeightChange) -> "_Moved":
-        chosen = list(change.indices)
+        chosen, rank = list(change.indices), len(change.indices)
         base = change.base or Factors(before.b[:, chosen], before.a[chosen])
-        b0, a0 = base.b.astype(np.float64), base.a.astype(np.float64)
-        left = np.concatenate([change.b - b0, b0], axis=1)
-        return cls(place(change), left, np.concatenate([change.a.astype(np.float64), change.a - a0]))
+        left, right = np.empty((len(base.b), 2 * rank)), np.empty((2 * rank, base.a.shape[1]))
+        left[:, rank:], right[:rank] = base.b, change.a
+        np.subtract(change.b, left[:, rank:], out=left[:, :rank])
+        np.subtract(right[:rank], base.a, out=right[rank:])
+        return cls(place(change), left, right)
 
 
 def _weigh(moved: Sequence[_Moved], scale: float, *, products: bool) -> _Weighed:

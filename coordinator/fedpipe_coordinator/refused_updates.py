@@ -31,7 +31,10 @@ def on_refused(work: Step, event: UpdatesRefused) -> None:
 
 def was_refused(member: Member) -> bool:
     """Whether what an agent brought for its last round was stored and is refused."""
-    return member.standing == "failed" and member.trained is not None and member.delivered == member.trained.round
+    trained = member.trained
+    if member.standing != "failed" or trained is None or member.delivered != trained.round:
+        return False
+    return trained.update.sha256 not in member.taken  # else it was taken, and its agent failed afterwards
 
 
 def tell_again(work: Step, member: Member) -> None:

@@ -11,8 +11,10 @@ from fedpipe_coordinator.config import Federation
 from fedpipe_coordinator.credentials import Credentials, load_credentials
 from fedpipe_coordinator.enrolment_watch import EnrolmentWatch
 from fedpipe_coordinator.federation import broker_hosts, open_office
+from fedpipe_coordinator.federation_audit import AuditError, FederationAudit
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.roster import Roster
+from fedpipe_wire.sealing import COORDINATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,23 @@ def open_security(
     """
     office = open_office(home, settings, clock())
     roster = Roster(office.files, clock, log)
+
+    def record(kind: str, text: str) -> None:
+        try:
+            FederationAudit(home.path, clock).append(kind, COORDINATOR, text)
+        except AuditError as error:
+            log(str(error))
+
     watch = EnrolmentWatch(
-        home, office.authority, roster, office.files, hosts=broker_hosts(settings), expel=expel, log=log, clock=clock
+        home,
+        office.authority,
+        roster,
+        office.files,
+        hosts=broker_hosts(settings),
+        expel=expel,
+        log=log,
+        clock=clock,
+        record=record,
     )
     watch.begin()
     return Security(load_credentials(home, settings.federation, clock()), roster, watch)

@@ -355,12 +355,13 @@ class AnyAgent(RuleBasedStateMachine):
 
     def _acknowledge(self, trained: Trained, *, accepted: bool) -> None:
         self.owed.discard(trained.update.sha256)
-        ack = Ack(run=trained.run, round=trained.round, sha256=trained.update.sha256, accepted=accepted)
+        ack = Ack(run=trained.run, round=trained.round, sha256=trained.update.sha256, accepted=accepted, reason="far")
         self._let(Acknowledged(ack))
-        assert self._let(Acknowledged(ack))[0] == Log(
-            f"update {ack.sha256[:12]} of round {ack.round} was acknowledged, and no such update is in the outbox: "
-            "nothing to do"
-        )
+        name = f"update {ack.sha256[:12]} of round {ack.round}"
+        taken = Log(f"{name} was acknowledged, and no such update is in the outbox: nothing to do")
+        assert self._let(Acknowledged(ack.model_copy(update={"accepted": True}))) == (taken,)
+        refused = Log(f"{name} is refused, and is not in the outbox any more: far")
+        assert self._let(Acknowledged(ack.model_copy(update={"accepted": False}))) == (refused,)
 
     def teardown(self) -> None:
         """Whatever happened, the next round is worked on."""

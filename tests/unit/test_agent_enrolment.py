@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import stat
 import subprocess
 import sys
@@ -267,7 +268,7 @@ def test_without_a_fingerprint_and_a_terminal_nothing_is_joined(silo: Silo) -> N
 @pytest.mark.parametrize(("answer", "code"), [("yes", 0), (PRINT[::-1], 48)], ids=range(2))
 def test_at_a_terminal_a_person_is_asked_to_compare(silo: Silo, answer: str, code: int) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "fedpipe_agent", "join", silo.bundle(), "--config", silo.config]
+    command = [sys.executable, "-m", "fedpipe_agent", "join", str(silo.bundle()), "--config", str(silo.config)]
     with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         os.close(theirs)
         os.write(ours, f"{answer}\n".encode())
@@ -305,7 +306,7 @@ HARM: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     ),
     "a bundle of noise": (lambda f: (f / "bundle.json").write_text("{"), KeyFilesError, "join the bundle again"),
     "no bundle": (lambda f: (f / "bundle.json").unlink(), NotJoinedError, "fedpipe-agent join"),
-    "nothing": (lambda f: [each.unlink() for each in f.iterdir()], NotJoinedError, "fedpipe-agent init north"),
+    "nothing": (shutil.rmtree, NotJoinedError, "fedpipe-agent init north"),
 }
 
 

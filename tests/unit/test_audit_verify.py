@@ -238,18 +238,20 @@ UP = "fedpipe/tests/agents/st-mary/up"
 def of_agent(*entries: dict[str, Any]) -> bytes:
     newest, texts = FIRST, []
     for number, entry in enumerate(entries, 1):
-        line = chained({"number": number, **entry}, newest)
+        line = chained({"line": number, **entry}, newest)
         newest = line["hash"]
-        texts.append(written(line) + "\n")
+        texts.append(json.dumps(line) + "\n")
     return "".join(texts).encode()
 
 
 def message(name: str, channel: str = "report") -> dict[str, Any]:
-    return {"topic": f"{UP}/{channel}", "bytes": 100, "sha256": "0" * 64, "message_id": name}
+    line = {"kind": "message", "topic": f"{UP}/{channel}", "bytes": 100, "sha256": "0" * 64, "id": name}
+    return line | {"n": 5, "type": "trained", "blob": UPDATE}
 
 
 def chunk(sha256: str, number: int, size: int = 60) -> dict[str, Any]:
-    return {"topic": f"{UP}/blob/{sha256}/{number}", "bytes": size, "sha256": "1" * 64}
+    line = {"kind": "chunk", "topic": f"{UP}/blob/{sha256}/{number}", "bytes": size, "sha256": "1" * 64}
+    return line | {"blob": sha256, "chunk": number}
 
 
 def noted(kind: str, **data: Any) -> dict[str, Any]:
@@ -287,6 +289,28 @@ def test_what_was_sent_and_not_taken_is_named_with_the_reason() -> None:
     (difference,) = found.differences
     assert (difference.kind, difference.run) == ("not-taken", "run-1")
     assert "not finite" in difference.text
+
+
+def test_what_an_agent_refused_and_what_only_measured_its_link_was_not_sent() -> None:
+    refused = {**message("m9"), "kind": "refused", "text": "\u00e4\u202e"}
+    probe = {**chunk(OTHER, 0), "kind": "probe"}
+    sent = read_sent(of_agent({"kind": "started", "agent": "st-mary"}, refused, probe, {"kind": "started"}))
+    assert (dict(sent.blobs), sent.messages, sent.agents, sent.broken) == ({}, {}, set(), [])
+    assert sent.kills == 1
+
+
+def test_a_later_part_of_an_agent_s_record_can_be_compared_and_a_folder_of_all(
+    tmp_path: Path, fedpipe: Command
+) -> None:
+    (tmp_path / "federation.toml").touch()
+    lines = of_agent(message("m1"), chunk(UPDATE, 0), message("m2")).splitlines(keepends=True)
+    (tmp_path / "audit-000000000002.jsonl").write_bytes(b"".join(lines[:2]))
+    (tmp_path / "audit.jsonl").write_bytes(lines[2])
+    assert read_sent(lines[2]).broken == []
+    assert read_sent(b"".join([lines[0], lines[2]])).broken == [2]
+    ended = fedpipe("audit", "compare", tmp_path, "--home", tmp_path, "--format", "json")
+    assert (ended.json()["agent"], ended.json()["unnamed"]) == ("st-mary", {"up/report": 2})
+    assert [each["what"] for each in ended.json()["differences"]] == [UPDATE]
 
 
 def test_an_agent_s_record_that_was_changed_is_said_to_be(tmp_path: Path, fedpipe: Command) -> None:

@@ -16,7 +16,9 @@ from fedpipe_coordinator.broker import (
     find_mosquitto,
     write_config,
 )
+from fedpipe_coordinator.broker_config import Guard, Limits
 from fedpipe_coordinator.port_holder import port_holder
+from fedpipe_coordinator.ports import check_port
 
 
 @pytest.fixture
@@ -77,6 +79,31 @@ def test_the_configuration_keeps_what_the_wire_relies_on(tmp_path: Path, host: s
     assert lines[-1] == "log_type all"
     assert sum(line.startswith("listener") for line in lines) == 1
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+GUARD = Guard(Path("ca.crt"), Path("b.crt"), Path("b.key"), Path("crl.pem"), Path("acl"))
+
+
+@pytest.mark.parametrize(("host", "listener"), [("10.1.2.3", "listener 8883 10.1.2.3"), ("*", "listener 8883")])
+def test_a_guarded_broker_lets_in_by_certificate_only_and_by_one_way(tmp_path: Path, host: str, listener: str) -> None:
+    limits = Limits(connections=7, queue_mib=2, memory_mib=3)
+    lines = write_config(tmp_path / "broker", host, 8883, guard=GUARD, limits=limits).read_text().splitlines()
+    assert [line for line in lines if line.startswith("listener")] == [listener]
+    wanted = {"require_certificate true", "use_identity_as_username true", "allow_anonymous false", "max_connections 7"}
+    wanted |= {f"acl_file {Path.cwd()}/acl", f"crlfile {Path.cwd()}/crl.pem", "tls_version tlsv1.2"}
+    assert wanted | {"max_queued_bytes 2097152", "memory_limit 3145728"} <= set(lines)
+    assert not any(line.startswith(("allow_anonymous true", "per_listener_settings", "port ")) for line in lines)
+
+
+def test_without_a_limit_of_memory_there_is_none(tmp_path: Path) -> None:
+    path = write_config(tmp_path / "broker", "127.0.0.1", 1883, limits=Limits(memory_mib=0))
+    assert "memory_limit" not in path.read_text()
+
+
+@pytest.mark.parametrize("host", ["192.0.2.77", "no-such-name.invalid"])
+def test_an_address_that_is_not_this_machines_is_told(host: str) -> None:
+    with pytest.raises(BrokerError, match=r"is not an address of this machine: .*broker\.listen"):
+        check_port(host, 18831)
 
 
 def test_a_port_in_use_is_told_with_who_uses_it(tmp_path: Path, only: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 import typer
@@ -24,6 +25,7 @@ from fedpipe_profiles.plan import Plan, Prediction
 from fedpipe_profiles.values import Value
 from fedpipe_wire.message_values import Metrics
 from fedpipe_wire.messages import AGENT_CHANNELS, COORDINATOR_CHANNELS
+from fedpipe_wire.sealing import Fault as SealFault
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -211,3 +213,12 @@ def test_every_page_and_every_decision_is_in_its_index() -> None:
             assert f"({page.name})" in decisions
         elif page != DOCS / "README.md":
             assert f"({page.relative_to(DOCS)})" in index
+
+
+def test_every_kind_and_fault_of_the_federation_s_record_is_documented() -> None:
+    page = reference("audit.md")
+    assert undocumented(set(get_args(SealFault)) | {"wrong-topic", "oversize", "wrong-sender", "stale"}, page) == set()
+    sources = "\n".join(file.read_text() for file in (ROOT / "coordinator" / "fedpipe_coordinator").rglob("*.py"))
+    kinds = set(re.findall(r'(?:\bEntry\(|audit\w*\.append\()\s*"([a-z-]+)"', sources))
+    assert {"refused", "coordinator-started"} <= kinds
+    assert undocumented(kinds | {"run-began", "run-ended"}, page) == set()

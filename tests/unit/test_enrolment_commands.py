@@ -16,9 +16,11 @@ from enrolments import new_keys, write_request
 from fedpipe_coordinator import cli
 from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home import Home
 from fedpipe_wire.certificates import fingerprint
 from fedpipe_wire.enrolment import MAX_FILE_BYTES, Bundle, Request, check_bundle, decode, encode, request_fingerprint
+from fedpipe_wire.sealing import COORDINATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,3 +249,21 @@ def test_a_bundle_is_what_the_agents_side_takes(run: Run, home: Home, request_fi
         "clinics",
         "north",
     )
+
+
+def test_who_was_let_in_and_out_is_in_the_federations_record(run: Run, home: Home, request_file: Path) -> None:
+    assert run("enroll", request_file, "--home", home.path, "--yes").code == 0
+    assert run("renew", "--home", home.path).code == 0
+    assert run("revoke", "north", "--home", home.path, "--yes", "--reason", "stolen\x1b[2J").code == 0
+    lines = FederationAudit(home.path).lines()
+    assert [(line["kind"], line["who"]) for line in lines] == [
+        ("enrolled", "north"),
+        ("renewed", COORDINATOR),
+        ("renewed", COORDINATOR),
+        ("revoked", "north"),
+    ]
+    asked = decode(Request, request_file.read_bytes())
+    assert lines[0]["data"]["request"] == request_fingerprint(asked)
+    assert "stolen" in lines[3]["text"]
+    assert lines[3]["text"].isprintable()
+    assert run("audit", "verify", "--home", home.path).code == 0

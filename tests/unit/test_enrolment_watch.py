@@ -1,5 +1,6 @@
 """What a running coordinator does about changes: the broker reads again where it can, starts again where it must."""
 
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fedpipe_coordinator.enrolling import revoke
 from fedpipe_coordinator.enrolment_watch import RENEW_EVERY_S, RETRY_S, EnrolmentWatch
 from fedpipe_coordinator.federation import Office
 from fedpipe_coordinator.publication import read_revocations, revoked_in
-from fedpipe_coordinator.roster import Roster
+from fedpipe_coordinator.roster import Roster, RosterFiles
 
 
 class Bench:
@@ -22,6 +23,7 @@ class Bench:
         self.office, self.now = office, NOW
         self.did: list[str] = []
         self.said: list[str] = []
+        self.recorded: list[tuple[str, str]] = []
         self.trouble = ""
         self.roster = Roster(office.files, self.clock, self.said.append)
         self.watch = EnrolmentWatch(
@@ -33,6 +35,7 @@ class Bench:
             expel=lambda agent: self.did.append(f"expel {agent}"),
             log=self.said.append,
             clock=self.clock,
+            record=lambda kind, text: self.recorded.append((kind, text)),
         )
         self.watch.begin()
         self.watch.broker = self
@@ -153,3 +156,21 @@ def test_what_is_harmed_is_mended_from_the_records(bench: Bench) -> None:
     bench.office.home.access.write_text("pattern readwrite #\n")
     fresh = Bench(bench.office)
     assert "readwrite" not in fresh.office.home.access.read_text()
+
+
+def test_what_a_command_revokes_at_the_same_moment_is_not_taken_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_in(bench.office, "north", new_keys())
+    lock, revoked = RosterFiles.lock, list[str]()
+
+    def at_the_last_moment(files: RosterFiles, patience_s: float = 30.0) -> AbstractContextManager[None]:
+        if patience_s == 0.0 and not revoked:
+            revoked.append("north")
+            revoke("north", bench.office.files, NOW, "stolen")
+            bench.office.publish(NOW)
+        return lock(files, patience_s)
+
+    monkeypatch.setattr(RosterFiles, "lock", at_the_last_moment)
+    assert bench.look() == ["expel north", "restart"]
+    assert len(bench.numbers()) == 3

@@ -22,8 +22,8 @@ def office(tmp_path: Path) -> Iterator[Office]:
 
 
 def _copy(folder: Path, to: str) -> None:
-    for path in folder.glob("store.db*"):
-        shutil.copy(path, folder / path.name.replace("store", to))
+    for path in folder.glob("coordinator.db*"):
+        shutil.copy(path, folder / path.name.replace("coordinator", to))
 
 
 def test_a_store_that_lost_its_last_commits_is_told_of_by_the_runs_records(office: Office) -> None:
@@ -34,10 +34,10 @@ def test_a_store_that_lost_its_last_commits_is_told_of_by_the_runs_records(offic
     office.say(survey().model_copy(update={"run": run}))
     office.settle()
     office.stop()
-    for path in folder.glob("store.db*"):
+    for path in folder.glob("coordinator.db*"):
         path.unlink()
     for path in folder.glob("old.db*"):
-        path.rename(folder / path.name.replace("old", "store"))
+        path.rename(folder / path.name.replace("old", "coordinator"))
     office.heard()
     office.start()
     assert any("gone back in time" in line for line in office.said)

@@ -100,7 +100,10 @@ class BlobRequest(Value):
 
 
 class Ack(Value):
-    """The coordinator has taken the agent's update, durably; or will never take it, and says why."""
+    """The coordinator has taken the agent's update, durably; or will never take it, and says why.
+
+    An update that was taken may still be refused, by a second message, when its round closes.
+    """
 
     type: Literal["ack"] = "ack"
     run: RunId

@@ -91,8 +91,13 @@ class Chain:
     newest: str
 
 
-def read_chain(texts: Iterable[bytes]) -> Chain:
-    """Judge the whole lines of a file, each without its line end."""
+def read_chain(texts: Iterable[bytes], *, exact: bool = True) -> Chain:
+    """Judge the whole lines of a file, each without its line end.
+
+    Args:
+        texts: As they lie in the file.
+        exact: Whether they must be as `written` writes them; else any text of the same line will do.
+    """
     lines: list[tuple[int, Line]] = []
     breaks: list[Break] = []
     unchained, newest = 0, FIRST
@@ -108,7 +113,7 @@ def read_chain(texts: Iterable[bytes]) -> Chain:
             continue
         begun = True
         previous, own = line.get("prev"), line.get("hash")
-        if own != hash_of(line) or text != written(line).encode():
+        if own != hash_of(line) or (exact and text != written(line).encode()):
             breaks.append(Break(place, "edited"))
         elif previous != newest:
             breaks.append(Break(place, "out-of-place"))

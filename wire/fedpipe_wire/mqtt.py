@@ -144,10 +144,12 @@ class _Dialer:
 
     def open(self, number: int, inbox: SimpleQueue[Signal]) -> "_PahoLink":
         """Open the TCP connection and send CONNECT; raises OSError or ValueError."""
-        client = _Client(self.client_id, number, inbox, self.host if self.tls is not None else None)
+        client = _Client(self.client_id, number, inbox, tls=self.tls is not None)
         client.connect_timeout = self.options.connect_s
         if self.tls is not None:
-            client.tls_set_context(self.tls())
+            context = self.tls()
+            context.sslsocket_class = _TidySocket
+            client.tls_set_context(context)
         if self.credentials is not None:
             client.username_pw_set(*self.credentials)
         will = self.will() if callable(self.will) else self.will
@@ -166,6 +168,17 @@ class _Dialer:
             raise ValueError(told_tls(error, self.host)) from error
         client.loop_start()
         return _PahoLink(client)
+
+
+class _TidySocket(ssl.SSLSocket):
+    """Paho lets go of a socket whose handshake failed without closing it."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 -- the library's signature
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
 
 
 class _PahoLink:
@@ -204,13 +217,9 @@ class _PahoLink:
 
 
 class _Client(paho.Client):
-    """A paho client that never reconnects and whose callbacks only put signals into the inbox.
+    """A paho client that never reconnects and whose callbacks only put signals into the inbox."""
 
-    `tls_host` is the broker's name where TLS is spoken. With TLS 1.3 it may refuse a certificate after the handshake;
-    paho only logs how.
-    """
-
-    def __init__(self, client_id: str, number: int, inbox: SimpleQueue[Signal], tls_host: str | None) -> None:
+    def __init__(self, client_id: str, number: int, inbox: SimpleQueue[Signal], *, tls: bool) -> None:
         super().__init__(
             CallbackAPIVersion.VERSION2,
             client_id,
@@ -218,10 +227,8 @@ class _Client(paho.Client):
             reconnect_on_failure=False,
         )
         self.max_inflight_messages_set(0)  # `Sending` keeps the limit
-        self._number, self._inbox, self._tls_host = number, inbox, tls_host
-        self._answered, self._alert = False, ""
-        if tls_host is not None:
-            self.on_log = self._noted
+        self._number, self._inbox = number, inbox
+        self._silent = tls
         self.on_connect = self._accepted
         self.on_subscribe = self._granted
         self.on_publish = self._acknowledged
@@ -255,13 +262,8 @@ class _Client(paho.Client):
             getattr(more, "ReceiveMaximum", None),
             tuple(name for name in needed if getattr(more, name, 1) < 1),
         )
-        self._answered = True
-        self.on_log = None
+        self._silent = False
         self._inbox.put(answer)
-
-    def _noted(self, _c: Any, _u: Any, _level: int, text: str) -> None:
-        if "ALERT_" in text and self._tls_host is not None:
-            self._alert = told_tls(text, self._tls_host)
 
     def _granted(self, _c: Any, _u: Any, packet_id: int, codes: Sequence[ReasonCode], _more: Any) -> None:
         self._inbox.put(Granted(self._number, packet_id, tuple(code.value for code in codes)))
@@ -278,8 +280,7 @@ class _Client(paho.Client):
             self._inbox.put(Came(self._number, received))
 
     def _lost(self, _c: Any, _u: Any, _flags: Any, code: ReasonCode, _more: Any) -> None:
-        silent = self._tls_host is not None and not self._answered
-        reason = self._alert or (f"{code} {SILENT}" if silent else str(code))
+        reason = f"{code}, before the login was answered: it {SILENT}" if self._silent else str(code)
         self._inbox.put(Lost(self._number, code.value, reason))
 
 

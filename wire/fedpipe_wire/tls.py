@@ -4,7 +4,9 @@ Owns the versions and checks of TLS, and what a person is told when they fail; w
 their owner's matter.
 """
 
+import errno
 import re
+import selectors
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,15 +22,35 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 """Where a broker without TLS may listen: nobody else reaches it."""
 
 
-class _ClosedOnFailure(ssl.SSLSocket):
-    """Paho forgets a socket whose handshake fails, and would leave it open."""
+class _Judged(ssl.SSLSocket):
+    """A socket whose handshake is over when the other side has judged this side's certificate.
+
+    With TLS 1.3 that comes after the handshake: who sends at once is cut off, and mostly loses the alert that says why.
+    Whoever is let in is given session tickets then. A handshake that fails closes the socket, which paho would forget.
+    """
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 -- the signature of `ssl`
         try:
             super().do_handshake(block)
+            if self.version() == "TLSv1.3":
+                self._await_verdict()
         except BaseException:
             self.close()
             raise
+
+    def _await_verdict(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            if not selector.select(VERDICT_S):
+                return
+        timeout = self.gettimeout()
+        self.settimeout(0)
+        try:
+            said = self.recv(1)
+        except ssl.SSLWantReadError:
+            self.settimeout(timeout)
+        else:
+            raise ConnectionResetError(errno.ECONNRESET, "it spoke before it was asked" if said else "it hung up")
 
 
 def client_context(authority: Path, certificate: Path, key: Path) -> ssl.SSLContext:
@@ -39,7 +61,7 @@ def client_context(authority: Path, certificate: Path, key: Path) -> ssl.SSLCont
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.sslsocket_class = _ClosedOnFailure
+    context.sslsocket_class = _Judged
     try:
         context.load_verify_locations(authority)
         context.load_cert_chain(certificate, key)
@@ -50,6 +72,8 @@ def client_context(authority: Path, certificate: Path, key: Path) -> ssl.SSLCont
     return context
 
 
+VERDICT_S = 1.0
+"""How long to wait for the other side's word on a certificate; one that gives no tickets says nothing."""
 _EXPIRED, _EARLY = 10, 9
 _OTHER_NAME = frozenset({62, 64})
 """OpenSSL's X509_V_ERR of a certificate's time, and of a name or address that is not in it."""
@@ -62,18 +86,15 @@ _ALERTS = {
     "UNKNOWN_CA": f"{_REFUSED}: it is not of the broker's federation. Check the address, or enrol this machine there",
     "CERTIFICATE_REQUIRED": "the broker asks for a certificate, and this machine showed none: join the federation",
 }
-SILENT = (
-    "before it answered the login: a broker does so that does not accept this machine's certificate (revoked, or not "
-    "enrolled there), or that is not one of MQTT over TLS"
-)
+SILENT = "does not accept this machine's certificate (revoked, or not enrolled there), or is no broker with TLS"
 """What a connection that ended without an answer may mean."""
 
 
-def told_tls(error: Exception | str, host: str, now: datetime | None = None) -> str:
+def told_tls(error: Exception, host: str, now: datetime | None = None) -> str:
     """A failure of TLS in words: what happened, and what to do.
 
     Args:
-        error: as `ssl` raised or worded it.
+        error: as `ssl` raised it.
         host: what the broker was called.
         now: this machine's time; as its clock says when left out.
     """
@@ -84,7 +105,7 @@ def told_tls(error: Exception | str, host: str, now: datetime | None = None) -> 
         found = _ALERTS.get(alert[1])
         return found or f"{_REFUSED} ({alert[1].lower().replace('_', ' ')}): have it renewed, or ask the broker's owner"
     if isinstance(error, ConnectionResetError):
-        return "it ended the connection before TLS began: check host and port, it may speak no TLS"
+        return f"it ended the connection before the login: it {SILENT}. Check host and port as well"
     if isinstance(error, ssl.SSLError):
         return f"no TLS can be spoken with it ({error.reason or error}): check host and port"
     return str(error)

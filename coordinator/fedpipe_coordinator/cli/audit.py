@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from fedpipe_coordinator.audit import Verdict
-from fedpipe_coordinator.audit_compare import Comparison, compare, read_sent
+from fedpipe_coordinator.audit_compare import Comparison, Sent, compare, read_sent
 from fedpipe_coordinator.audit_sources import AuditSources
 from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home
 from fedpipe_coordinator.consoles import result_console
@@ -50,7 +50,7 @@ def verify(
 
 @app.command("compare")
 def compare_records(
-    agent_audit: Annotated[Path, typer.Argument(help="The agent's own audit.jsonl.")],
+    agent_audit: Annotated[Path, typer.Argument(help="The agent's audit.jsonl, or the folder with all its parts.")],
     home: HomeOption = None,
     output: FormatOption = OutputFormat.TABLE,
 ) -> None:
@@ -60,7 +60,7 @@ def compare_records(
     """
     sources = AuditSources(find_home(home))
     try:
-        sent = read_sent(agent_audit.read_bytes())
+        sent = read_sent(b"".join(path.read_bytes() for path in _parts(agent_audit)))
     except OSError as error:
         raise CliError(f"{agent_audit} cannot be read: {error.strerror or error}", ExitCode.USAGE) from error
     if len(sent.agents) != 1:
@@ -69,9 +69,9 @@ def compare_records(
     (agent,) = sent.agents
     found = compare(agent, sent, {stored.run: RunFolder(stored.folder).audit() for stored in sources.runs()})
     if output is OutputFormat.JSON:
-        typer.echo(json.dumps({**asdict(found), "broken": sent.broken}))
+        typer.echo(json.dumps({**asdict(found), "broken": sent.broken, "kills": sent.kills}))
     else:
-        _print_comparison(found, sent.broken)
+        _print_comparison(found, sent)
     wrong = [each for each in found.differences if each.kind != "not-taken"]
     if wrong or sent.broken:
         raise CliError(
@@ -95,13 +95,20 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
         _say(f"  {verdict.newest}  {verdict.file}", "dim")
 
 
-def _print_comparison(found: Comparison, broken: Sequence[int]) -> None:
+def _parts(path: Path) -> list[Path]:
+    """The files of an agent's record, oldest first."""
+    return [*sorted(path.glob("audit-*.jsonl")), path / "audit.jsonl"] if path.is_dir() else [path]
+
+
+def _print_comparison(found: Comparison, sent: Sent) -> None:
     _say(f"agent {found.agent}: {found.agreed} updates and messages stand in both records")
     for difference in found.differences:
         _say(f"  {difference.kind}: {difference.text}", "" if difference.kind == "not-taken" else "red")
     for topic, count in found.unnamed.items():
         _say(f"  {count} messages on {topic} that no decision names", "dim")
-    for line in broken:
+    if sent.kills:
+        _say(f"  the agent was killed {sent.kills} times: its record may lack the last half second before each", "dim")
+    for line in sent.broken:
         _say(f"  line {line} of the agent's record is not as it was written", "red")
 
 

@@ -11,8 +11,9 @@ from fedpipe_coordinator.authority import AGENT_DAYS
 from fedpipe_coordinator.cli.options import HomeOption, confirmed, find_home
 from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.consoles import progress_console
-from fedpipe_coordinator.enrolling import Enrolled, Meaning, enrol, judge
+from fedpipe_coordinator.enrolling import Enrolled, Meaning, enrol, enrolled_entry, judge
 from fedpipe_coordinator.federation import open_office
+from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.owned_files import read_limited, write_owned
 from fedpipe_coordinator.security import utc_now
 from fedpipe_wire.certificates import fingerprint
@@ -59,6 +60,7 @@ def enroll(
         confirmed("Did its owner read the same fingerprint to you?", yes=yes)
     now = utc_now()
     done = enrol(asked, office.files, office.authority, office.door(now), now, days=days, replace=replace)
+    FederationAudit(place.path).append(*enrolled_entry(done, request_fingerprint(asked)))
     office.publish(now)
     bundle = out or Path(f"{asked.agent}.bundle.json")
     write_owned(bundle, encode(done.bundle))

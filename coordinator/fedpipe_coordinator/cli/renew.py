@@ -6,8 +6,10 @@ from fedpipe_coordinator.cli.options import HomeOption, find_home
 from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.credentials import load_party, renew_due
 from fedpipe_coordinator.federation import broker_hosts, open_office
+from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home_lock import holder
 from fedpipe_coordinator.security import utc_now
+from fedpipe_wire.sealing import COORDINATOR
 
 
 def renew(home: HomeOption = None) -> None:
@@ -26,7 +28,9 @@ def renew(home: HomeOption = None) -> None:
         renewed = renew_due(place, office.authority, broker_hosts(settings), now, every=True)
     for party in renewed:
         certificate = load_party(place, office.authority.certificate, settings.federation, party, now)
-        sys.stdout.write(f"{party} {certificate.not_valid_after_utc:%Y-%m-%d}\n")
+        until = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+        FederationAudit(place.path).append("renewed", COORDINATOR, f"the certificate {party} was renewed until {until}")
+        sys.stdout.write(f"{party} {until}\n")
     if not settings.broker.managed:
         sys.stderr.write(f"Copy {place.certificate('broker')} to your broker and let it read it again.\n")
     elif holder(place.path) is not None:

@@ -13,6 +13,7 @@ from fedpipe_coordinator.enrolment_record import MAX_REASON
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation import open_office
+from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home_lock import holder
 from fedpipe_coordinator.security import utc_now
 from fedpipe_coordinator.view import plain
@@ -37,6 +38,7 @@ def revoke(
     now = utc_now()
     revoke_agent(agent, office.files, now, plain(reason))
     office.publish(now)
+    FederationAudit(place.path).append("revoked", agent, f"agent {agent} was revoked: {plain(reason)}")
     sys.stderr.write(f"Agent {agent} is revoked.\n")
     if holder(place.path) is not None:
         sys.stderr.write("The running coordinator listens to it no more, and goes on without it.\n")

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from fedpipe_coordinator.authority import AGENT_DAYS
 from fedpipe_coordinator.config import load_federation
-from fedpipe_coordinator.enrolling import enrol
+from fedpipe_coordinator.enrolling import enrol, enrolled_entry
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation import open_office
+from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.owned_files import read_limited, write_owned
 from fedpipe_wire.certificates import fingerprint
-from fedpipe_wire.enrolment import MAX_FILE_BYTES, Request, decode, encode
+from fedpipe_wire.enrolment import MAX_FILE_BYTES, Request, decode, encode, request_fingerprint
 
 TOGETHER = 4
 """Agents whose commands run at once."""
@@ -44,6 +45,7 @@ def join_all(home: Home, agents: Mapping[str, Path], now: datetime) -> str:
     for path in agents.values():
         request = decode(Request, read_limited(path.parent / "request.json", MAX_FILE_BYTES))
         done = enrol(request, office.files, office.authority, office.door(now), now, days=AGENT_DAYS, replace=False)
+        FederationAudit(home.path).append(*enrolled_entry(done, request_fingerprint(request)))
         write_owned(path.parent / "bundle.json", encode(done.bundle))
     office.publish(now)
     _run_all(

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.access_clients import Client, Listener, publish, publish_all
-from fedpipe_coordinator.authority import Authority, new_authority, new_login_key, new_signing_key
-from fedpipe_coordinator.broker import ManagedBroker, free_port
+from fedpipe_coordinator.broker.managed import ManagedBroker, free_port
 from fedpipe_coordinator.config import load_federation
-from fedpipe_coordinator.credentials import load_credentials
-from fedpipe_coordinator.enrolling import enrol
 from fedpipe_coordinator.federation import Office, create_federation, guard_of, open_office
+from fedpipe_coordinator.security.authority import Authority, new_authority, new_login_key, new_signing_key
+from fedpipe_coordinator.security.credentials import load_credentials
+from fedpipe_coordinator.security.enrolling import enrol
 from fedpipe_wire.certificates import private_pem, to_pem
 from fedpipe_wire.enrolment import make_request
 

@@ -29,14 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from fedpipe_coordinator.aggregate import (
+from fedpipe_coordinator.aggregation.aggregate import (
     Factors,
     UpdateFile,
     WeightChange,
     aggregate_files,
     aggregate_weight,
 )
-from fedpipe_coordinator.components import draw_components, generator
+from fedpipe_coordinator.aggregation.components import draw_components, generator
 from fedpipe_profiles.model import ModelShape, WeightShape
 from fedpipe_wire.tensors import TensorFile, TensorWriter, a_name, b_name, factors_spec
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from benchmarks.attack_kinds import ATTACKS, Attack, forge_update
 from benchmarks.attack_silos import AGENTS, GLOBAL_RANK, Effort, Silos, plan_of, silo_name
 from fedpipe_agent.train.errors import TrainerError
-from fedpipe_coordinator.adapter_making import ROW_NORM
-from fedpipe_coordinator.aggregate import aggregate_files
-from fedpipe_coordinator.closing_gate import beyond_bound
+from fedpipe_coordinator.aggregation.adapter_making import ROW_NORM
+from fedpipe_coordinator.aggregation.aggregate import aggregate_files
+from fedpipe_coordinator.aggregation.closing_gate import beyond_bound
+from fedpipe_coordinator.aggregation.gate import RefusedUpdateError, check_update
+from fedpipe_coordinator.aggregation.global_adapter import initial_adapter
+from fedpipe_coordinator.aggregation.norms import measure
+from fedpipe_coordinator.aggregation.robust import needs_products, treat
+from fedpipe_coordinator.aggregation.round_files import UpdateFile
 from fedpipe_coordinator.config import AggregationSection
-from fedpipe_coordinator.gate import RefusedUpdateError, check_update
-from fedpipe_coordinator.global_adapter import initial_adapter
-from fedpipe_coordinator.norms import measure
-from fedpipe_coordinator.robust import needs_products, treat
-from fedpipe_coordinator.round_files import UpdateFile
 from fedpipe_profiles.plan import Plan
 
 HOSTILE = 2

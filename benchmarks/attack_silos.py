@@ -19,7 +19,7 @@ from fedpipe_agent.train.loop import Watch, train, warm_up_steps
 from fedpipe_agent.train.memory import Meter, open_meter
 from fedpipe_agent.train.shape import read_shape
 from fedpipe_agent.train.step import StepSettings
-from fedpipe_coordinator.components import draw_components
+from fedpipe_coordinator.aggregation.components import draw_components
 from fedpipe_data.examples import CausalExample
 from fedpipe_data.tables import read_rows
 from fedpipe_profiles.model import ModelShape

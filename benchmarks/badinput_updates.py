@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.badinput_cases import AcceptedError, Case, judge
 from benchmarks.processes import resident_bytes, watch_peak
-from fedpipe_coordinator.gate import RefusedUpdateError, check_offer, check_update, expected_update_bytes
+from fedpipe_coordinator.aggregation.gate import RefusedUpdateError, check_offer, check_update, expected_update_bytes
 from fedpipe_profiles.model import ModelShape, ParameterShape, WeightShape
 from fedpipe_profiles.plan import Plan, Prediction, StepMeasurement
 from fedpipe_wire.agent_messages import Trained

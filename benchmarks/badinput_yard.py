@@ -23,9 +23,9 @@ from benchmarks.launch import Seams
 from fedpipe_agent import key_folder
 from fedpipe_agent.credentials import join
 from fedpipe_coordinator.config import load_federation
-from fedpipe_coordinator.enrolling import enrol
 from fedpipe_coordinator.federation import open_office
 from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.security.enrolling import enrol
 from fedpipe_wire.enrolment import encode, make_request
 from fedpipe_wire.sealing import Sealer
 from fedpipe_wire.tls import client_context

@@ -32,10 +32,10 @@ from fedpipe_agent.train.loop import Watch, train, warm_up_steps
 from fedpipe_agent.train.memory import Meter, open_meter
 from fedpipe_agent.train.shape import read_shape
 from fedpipe_agent.train.step import StepSettings
-from fedpipe_coordinator.adapter_making import ROW_NORM
+from fedpipe_coordinator.aggregation.adapter_making import ROW_NORM
+from fedpipe_coordinator.aggregation.global_adapter import initial_adapter
 from fedpipe_coordinator.demo.command import corpus_shares, demo_model
 from fedpipe_coordinator.demo.fleet import fleet
-from fedpipe_coordinator.global_adapter import initial_adapter
 from fedpipe_data.examples import ClassificationExample, Example
 from fedpipe_profiles.plan import Plan, Prediction
 from fedpipe_wire.message_values import Metrics

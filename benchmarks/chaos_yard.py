@@ -21,7 +21,7 @@ from benchmarks.fleet import OVER, Fleet, FleetError, FleetSettings, JobSize
 from benchmarks.hooks import Order, OrderFile
 from benchmarks.launch import Seams
 from benchmarks.witness import Listener
-from fedpipe_coordinator.broker import find_mosquitto
+from fedpipe_coordinator.broker.managed import find_mosquitto
 
 AGENTS, ROUNDS = 4, 6
 MARK = "FEDPIPE_BENCHMARK_FLEET"

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from benchmarks import processes
 from benchmarks.launch import Seams, command
-from fedpipe_coordinator.broker import free_port
+from fedpipe_coordinator.broker.managed import free_port
 from fedpipe_coordinator.config import load_job
 from fedpipe_coordinator.control import ControlError, ask
 from fedpipe_coordinator.demo.joining import join_all

@@ -19,12 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.aggregate import GLOBAL_RANK, ROW_NORM, llama_7b, make_files, updates_of
-from fedpipe_coordinator.aggregate import UpdateFile, aggregate_files
-from fedpipe_coordinator.closing_gate import beyond_bound
+from fedpipe_coordinator.aggregation.aggregate import UpdateFile, aggregate_files
+from fedpipe_coordinator.aggregation.closing_gate import beyond_bound
+from fedpipe_coordinator.aggregation.gate import check_update
+from fedpipe_coordinator.aggregation.norms import measure
+from fedpipe_coordinator.aggregation.robust import treat
 from fedpipe_coordinator.config import AggregationSection
-from fedpipe_coordinator.gate import check_update
-from fedpipe_coordinator.norms import measure
-from fedpipe_coordinator.robust import treat
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import Plan, Prediction
 

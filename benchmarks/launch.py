@@ -138,7 +138,8 @@ def _patch_agent(name: str, seams: Seams, seams_path: Path) -> None:
 
 
 def _patch_coordinator_trace(trace: Trace) -> None:
-    from fedpipe_coordinator import adapter_making, work  # noqa: PLC0415 - only the coordinator has it
+    from fedpipe_coordinator import work  # noqa: PLC0415 - only the coordinator has it
+    from fedpipe_coordinator.aggregation import adapter_making  # noqa: PLC0415 - only the coordinator has it
 
     traced = {work: ("make_plans", "aggregate"), adapter_making: ("aggregate_files", "take_in")}
     for module, names in traced.items():
@@ -148,7 +149,7 @@ def _patch_coordinator_trace(trace: Trace) -> None:
 
 def _tell_all(kind: Kind) -> None:
     if kind == "coordinator":
-        from fedpipe_coordinator import refusals  # noqa: PLC0415 - only the coordinator has it
+        from fedpipe_coordinator.audit import refusals  # noqa: PLC0415 - only the coordinator has it
 
         replace(refusals, "LINES_A_MINUTE", sys.maxsize)
         replace(refusals, "LINES_IN_ALL", sys.maxsize)
@@ -166,7 +167,7 @@ def _install_hooks(kind: Kind, name: str, folder: Path) -> None:
     label = f"{kind}-{name}"
     witness = Witness(folder / f"{label}.said")
     if kind == "coordinator":
-        from fedpipe_coordinator import adapter_making  # noqa: PLC0415 - only the coordinator has it
+        from fedpipe_coordinator.aggregation import adapter_making  # noqa: PLC0415 - only the coordinator has it
 
         whole = vars(adapter_making)["aggregate_files"]
         replace(adapter_making, "aggregate_files", witness.of_aggregation(whole))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedpipe_coordinator.federation_audit import Entry, FederationAudit
+from fedpipe_coordinator.audit.federation_audit import Entry, FederationAudit
 from fedpipe_coordinator.store import FEDERATION, Newest, SqliteStore
 from fedpipe_wire.hash_chain import FIRST, chained, read_chain, written
 from fedpipe_wire.messages import MAX_MESSAGE_BYTES

@@ -27,7 +27,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-from fedpipe_coordinator.broker import ManagedBroker
+from fedpipe_coordinator.broker.managed import ManagedBroker
 
 CHUNK_KIB = 256
 WINDOW = 4

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from fedpipe_coordinator.authority import new_login_key, new_signing_key
 from fedpipe_coordinator.config import load_federation
-from fedpipe_coordinator.enrolling import Enrolled, enrol
 from fedpipe_coordinator.federation import Office, create_federation, open_office
+from fedpipe_coordinator.security.authority import new_login_key, new_signing_key
+from fedpipe_coordinator.security.enrolling import Enrolled, enrol
 from fedpipe_wire.certificates import private_pem
 from fedpipe_wire.enrolment import Request, encode, make_request
 from fedpipe_wire.tls import client_context

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import pytest
 
-from fedpipe_coordinator.broker import free_port
+from fedpipe_coordinator.broker.managed import free_port
 from fedpipe_coordinator.demo.joining import join_all
 from fedpipe_coordinator.demo.processes import Child, Children
 from fedpipe_coordinator.home import Home

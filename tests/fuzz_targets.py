@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from run_support import plan, ref, shape, trained
 
-from fedpipe_coordinator.authority import new_authority, new_login_key, new_signing_key
-from fedpipe_coordinator.gate import RefusedUpdateError, check_offer, check_update
+from fedpipe_coordinator.aggregation.gate import RefusedUpdateError, check_offer, check_update
+from fedpipe_coordinator.security.authority import new_authority, new_login_key, new_signing_key
 from fedpipe_wire import enrolment, envelope
 from fedpipe_wire.agent_messages import Presence
 from fedpipe_wire.blob_bits import BlobError, decode_bitmap, encode_bitmap

@@ -20,9 +20,9 @@ from fedpipe_agent import admission
 from fedpipe_agent.admission import AdmissionEvent, LetIn, SayOnline
 from fedpipe_agent.agent_events import AgentAction, Say, Welcomed
 from fedpipe_coordinator import registry
-from fedpipe_coordinator.resume import resume
-from fedpipe_coordinator.run_events import AgentOffline, Heard, RunAction, Send
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.resume import resume
+from fedpipe_coordinator.runs.run_events import AgentOffline, Heard, RunAction, Send
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_wire.agent_messages import AgentMessage, Failed, Presence, Progress
 from fedpipe_wire.coordinator_messages import Ack, CoordinatorMessage, EndTask, TurnedAway, Welcome
 from fedpipe_wire.messages import (

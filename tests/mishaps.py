@@ -11,7 +11,7 @@ from simulated_federation import NAMES, Silo, World
 from fedpipe_agent.admission import Down
 from fedpipe_agent.agent_events import TrainerEnded, TrainerReplied
 from fedpipe_agent.trainer_protocol import ErrorReply
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.run_events import (
     AgentOffline,
     Aggregate,
     Export,

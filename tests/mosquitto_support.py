@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpipe_coordinator.broker import BrokerError, ManagedBroker, find_mosquitto
+from fedpipe_coordinator.broker.managed import BrokerError, ManagedBroker, find_mosquitto
 
 
 def mosquitto_or_skip() -> None:

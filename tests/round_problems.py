@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpipe_coordinator.change_averaging import Aggregated, Factors, WeightChange
-from fedpipe_coordinator.round_files import UpdateFile
+from fedpipe_coordinator.aggregation.change_averaging import Aggregated, Factors, WeightChange
+from fedpipe_coordinator.aggregation.round_files import UpdateFile
 from fedpipe_profiles.model import ModelShape, ParameterShape, WeightShape
 from fedpipe_wire.tensors import TensorFile, a_name, b_name, head_name, write_tensors
 

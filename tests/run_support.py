@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from planning_fleet import profile, tiny_model
 
 from fedpipe_coordinator.config import Job
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.run_events import (
     AgentOnline,
     Aggregate,
     Aggregated,
@@ -26,8 +26,8 @@ from fedpipe_coordinator.run_events import (
     Send,
     UpdateStored,
 )
-from fedpipe_coordinator.run_machine import step
-from fedpipe_coordinator.run_state import Member, RunState
+from fedpipe_coordinator.runs.run_machine import step
+from fedpipe_coordinator.runs.run_state import Member, RunState
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.device import MIB, DeviceProfile
 from fedpipe_profiles.model import ModelShape, ParameterShape

@@ -17,7 +17,8 @@ from mosquitto_support import mosquitto_or_skip
 
 from fedpipe_agent import credentials, key_folder
 from fedpipe_agent.key_folder import CURRENT
-from fedpipe_coordinator.authority import (
+from fedpipe_coordinator.broker.managed import find_mosquitto, free_port
+from fedpipe_coordinator.security.authority import (
     AGENT_DAYS,
     Authority,
     SigningKey,
@@ -25,7 +26,6 @@ from fedpipe_coordinator.authority import (
     new_login_key,
     new_signing_key,
 )
-from fedpipe_coordinator.broker import find_mosquitto, free_port
 from fedpipe_wire.certificates import private_pem, to_pem
 from fedpipe_wire.enrolment import Bundle, Request, check_request, encode, make_request
 from fedpipe_wire.sealing import COORDINATOR, Sealer

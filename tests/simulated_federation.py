@@ -34,8 +34,8 @@ from fedpipe_agent.agent_events import (
 from fedpipe_agent.agent_events import Ticked as AgentTicked
 from fedpipe_agent.state import AgentState
 from fedpipe_agent.trainer_protocol import OpenRequest, Request, TrainedReply, TrainRequest
-from fedpipe_coordinator.resume import resume
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.resume import resume
+from fedpipe_coordinator.runs.run_events import (
     AgentOnline,
     Aggregate,
     Export,
@@ -50,7 +50,7 @@ from fedpipe_coordinator.run_events import (
     UpdateDelayed,
     UpdateStored,
 )
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_wire.agent_messages import Progress, Trained
 from fedpipe_wire.coordinator_messages import Ack, Task, Welcome
 from fedpipe_wire.message_values import BlobRef

@@ -10,9 +10,9 @@ from fedpipe_coordinator import work
 from fedpipe_coordinator.exchange import Exchange
 from fedpipe_coordinator.intake import Intake
 from fedpipe_coordinator.merging import Merger
-from fedpipe_coordinator.records import RunFolder, gone
+from fedpipe_coordinator.records.run_folder import RunFolder, gone
 from fedpipe_coordinator.registry import Registry
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.run_events import (
     Aggregate,
     BroadcastAdapter,
     Export,
@@ -26,7 +26,7 @@ from fedpipe_coordinator.run_events import (
     StopFetch,
     WorkFailed,
 )
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_coordinator.worker import WorkDone, Worker, phase_failed
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.coordinator_messages import RunState as RunStateMessage

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from fedpipe_coordinator.broker_config import EVERYWHERE, Limits
+from fedpipe_coordinator.broker.config import EVERYWHERE, Limits
 from fedpipe_profiles.settings_file import load_settings
 from fedpipe_profiles.values import BatchSize, Count, Factor, PositiveCount, PositiveSeconds, PositiveSize, Settings
 from fedpipe_wire.message_values import JobTerms

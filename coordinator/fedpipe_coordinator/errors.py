@@ -1,12 +1,12 @@
 """Which error ends the process with which code: the one table."""
 
-from fedpipe_coordinator.broker import BrokerError
+from fedpipe_coordinator.audit.federation_audit import AuditError
+from fedpipe_coordinator.broker.managed import BrokerError
 from fedpipe_coordinator.control import ControlBusyError, ControlError, ControlSocketError, RequestTooLargeError
 from fedpipe_coordinator.exit_codes import ExitCode
-from fedpipe_coordinator.federation_audit import AuditError
 from fedpipe_coordinator.home_lock import AlreadyRunningError, HomeError
-from fedpipe_coordinator.owned_files import LockBusyError, OwnedFileError
-from fedpipe_coordinator.records import RecordError
+from fedpipe_coordinator.records.run_folder import RecordError
+from fedpipe_coordinator.security.owned_files import LockBusyError, OwnedFileError
 from fedpipe_coordinator.store import StoreError
 from fedpipe_data.errors import DataError
 from fedpipe_profiles.settings_file import SettingsError

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpipe_coordinator.refusals import Fault, Refusals
+from fedpipe_coordinator.audit.refusals import Fault, Refusals
 from fedpipe_wire.agent_messages import AgentMessage, BlobMissing
 from fedpipe_wire.blob_bits import BlobDiskError, BlobError
 from fedpipe_wire.blob_files import BlobStore

@@ -7,18 +7,23 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fedpipe_coordinator.authority import Authority
-from fedpipe_coordinator.broker_config import Guard, external_config
+from fedpipe_coordinator.broker.config import Guard, external_config
 from fedpipe_coordinator.config import Federation, load_federation
-from fedpipe_coordinator.credentials import load_authority, load_authority_certificate, load_party, make_credentials
-from fedpipe_coordinator.enrolling import Door
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.home import Home
-from fedpipe_coordinator.owned_files import make_folder, write_owned
-from fedpipe_coordinator.publication import publish
-from fedpipe_coordinator.records import write_atomically
-from fedpipe_coordinator.roster import Register, RosterFiles
+from fedpipe_coordinator.records.run_folder import write_atomically
+from fedpipe_coordinator.security.authority import Authority
+from fedpipe_coordinator.security.credentials import (
+    load_authority,
+    load_authority_certificate,
+    load_party,
+    make_credentials,
+)
+from fedpipe_coordinator.security.enrolling import Door
+from fedpipe_coordinator.security.owned_files import make_folder, write_owned
+from fedpipe_coordinator.security.publication import publish
+from fedpipe_coordinator.security.roster import Register, RosterFiles
 from fedpipe_wire.topics import check_name
 
 SECURE_PORT, INSECURE_PORT = 8883, 1883

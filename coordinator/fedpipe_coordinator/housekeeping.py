@@ -5,7 +5,7 @@ Pure. Everything else in the blob store is of runs that are over, or of transfer
 
 from collections.abc import Iterable, Iterator
 
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_state import RunState
 
 
 def needed_blobs(runs: Iterable[RunState]) -> set[str]:

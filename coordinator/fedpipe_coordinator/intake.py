@@ -6,10 +6,10 @@ Owns the way of an update from an agent's offer to the outcome that the machine 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from fedpipe_coordinator.aggregation.gate import RefusedUpdateError, check_offer, check_update
 from fedpipe_coordinator.exchange import Exchange, TransferDone
-from fedpipe_coordinator.gate import RefusedUpdateError, check_offer, check_update
-from fedpipe_coordinator.run_events import Fetch, RunEvent, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_events import Fetch, RunEvent, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_coordinator.worker import Worker
 from fedpipe_profiles.plan import Plan
 from fedpipe_wire.agent_messages import Trained

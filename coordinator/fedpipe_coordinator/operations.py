@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from fedpipe_coordinator.config import Job
 from fedpipe_coordinator.control import ControlRequest
 from fedpipe_coordinator.metrics import metrics_data
-from fedpipe_coordinator.records import RecordError
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.records.run_folder import RecordError
+from fedpipe_coordinator.runs.run_state import RunState
 
 if TYPE_CHECKING:
     from fedpipe_coordinator.service import Service

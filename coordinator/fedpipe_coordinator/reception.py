@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fedpipe_coordinator.exchange import Exchange, Said
 from fedpipe_coordinator.registry import LetIn, Registry, Turned
-from fedpipe_coordinator.run_events import AgentOffline, AgentOnline, Heard, Report
+from fedpipe_coordinator.runs.run_events import AgentOffline, AgentOnline, Heard, Report
 from fedpipe_coordinator.store import Store
 from fedpipe_coordinator.watchers import Watchers
 from fedpipe_wire.agent_messages import BlobMissing, Presence, Profile, Progress, Trained

@@ -6,7 +6,7 @@ Owns presence and profiles as last heard. It decides who is let in, by `judge`; 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedpipe_coordinator.run_events import AgentOffline, AgentOnline
+from fedpipe_coordinator.runs.run_events import AgentOffline, AgentOnline
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_wire.agent_messages import Presence
 

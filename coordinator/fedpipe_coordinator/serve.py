@@ -9,17 +9,17 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from fedpipe_coordinator.broker import ManagedBroker
-from fedpipe_coordinator.broker_config import dial_host
-from fedpipe_coordinator.broker_watch import BrokerWatch
+from fedpipe_coordinator.broker.config import dial_host
+from fedpipe_coordinator.broker.managed import ManagedBroker
+from fedpipe_coordinator.broker.watch import BrokerWatch
 from fedpipe_coordinator.config import Federation
 from fedpipe_coordinator.control import ControlServer
 from fedpipe_coordinator.exchange import Exchange
 from fedpipe_coordinator.federation import guard_of
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.home_lock import lock_home
-from fedpipe_coordinator.run_events import AgentOffline
-from fedpipe_coordinator.security import Security, open_security
+from fedpipe_coordinator.runs.run_events import AgentOffline
+from fedpipe_coordinator.security.assembly import Security, open_security
 from fedpipe_coordinator.service import Service
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.blob_files import BlobStore

@@ -13,21 +13,21 @@ from queue import Empty, SimpleQueue
 
 from fedpipe_coordinator import operations
 from fedpipe_coordinator.acting import Actor
-from fedpipe_coordinator.chronicle import Chronicle
+from fedpipe_coordinator.audit.chronicle import Chronicle
+from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.config import Job, make_run_id
 from fedpipe_coordinator.control import ControlRequest
 from fedpipe_coordinator.exchange import Exchange, Said, TransferDone
-from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.housekeeping import needed_blobs
-from fedpipe_coordinator.mishap import let_hear
 from fedpipe_coordinator.reception import Reception
-from fedpipe_coordinator.record_keeping import RecordKeeper
-from fedpipe_coordinator.records import RunFolder, folder_of
+from fedpipe_coordinator.records.record_keeping import RecordKeeper
+from fedpipe_coordinator.records.run_folder import RunFolder, folder_of
 from fedpipe_coordinator.registry import Registry
-from fedpipe_coordinator.remains import still_told
-from fedpipe_coordinator.resume import rebase, resume
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.mishap import let_hear
+from fedpipe_coordinator.runs.remains import still_told
+from fedpipe_coordinator.runs.resume import rebase, resume
+from fedpipe_coordinator.runs.run_events import (
     AgentOffline,
     AgentOnline,
     Heard,
@@ -38,8 +38,8 @@ from fedpipe_coordinator.run_events import (
     Ticked,
     WorkFailed,
 )
-from fedpipe_coordinator.run_machine import step
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_machine import step
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_coordinator.store import Store
 from fedpipe_coordinator.watchers import Watchers
 from fedpipe_coordinator.worker import WorkDone

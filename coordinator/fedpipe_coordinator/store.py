@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fedpipe_coordinator.run_state import Member, RunState
+from fedpipe_coordinator.runs.run_state import Member, RunState
 from fedpipe_coordinator.store_interface import FEDERATION, Line, Newest, Store
 from fedpipe_coordinator.store_schema import MIGRATIONS, SCHEMA_VERSION, StoreError
 from fedpipe_profiles.device import DeviceProfile

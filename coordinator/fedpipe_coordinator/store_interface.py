@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_wire.moments import Moment
 from fedpipe_wire.replay import Heard

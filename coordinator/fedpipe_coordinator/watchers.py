@@ -7,7 +7,7 @@ Owns the queues of those who follow at this moment. What was said before is in t
 from collections.abc import Iterable
 from queue import SimpleQueue
 
-from fedpipe_coordinator.retelling import Event
+from fedpipe_coordinator.records.retelling import Event
 
 MOST_WAITING = 1000
 """Progress is left out for a watcher that is so many events behind."""

@@ -10,14 +10,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from fedpipe_coordinator.adapter_making import first_adapter, measure_updates, next_adapter, update_file
-from fedpipe_coordinator.aggregate import UpdateFile
-from fedpipe_coordinator.closing_gate import beyond_bound
-from fedpipe_coordinator.components import draw_components
+from fedpipe_coordinator.aggregation.adapter_making import first_adapter, measure_updates, next_adapter, update_file
+from fedpipe_coordinator.aggregation.aggregate import UpdateFile
+from fedpipe_coordinator.aggregation.closing_gate import beyond_bound
+from fedpipe_coordinator.aggregation.components import draw_components
+from fedpipe_coordinator.aggregation.soundness import check_adapter, damage
 from fedpipe_coordinator.merging import Merger, WorkError
 from fedpipe_coordinator.peft_format import write_peft_adapter
-from fedpipe_coordinator.records import RunFolder
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.records.run_folder import RunFolder
+from fedpipe_coordinator.runs.run_events import (
     AdapterChecked,
     Aggregate,
     Aggregated,
@@ -28,8 +29,7 @@ from fedpipe_coordinator.run_events import (
     Planned,
     UpdatesRefused,
 )
-from fedpipe_coordinator.run_state import RunState
-from fedpipe_coordinator.soundness import check_adapter, damage
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_profiles.planner import plan_round
 from fedpipe_profiles.problem import DeviceProblem, JobProblem

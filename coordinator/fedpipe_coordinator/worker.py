@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from fedpipe_coordinator.run_events import RunEvent, WorkDelayed, WorkFailed
+from fedpipe_coordinator.runs.run_events import RunEvent, WorkDelayed, WorkFailed
 from fedpipe_wire.blob_bits import BlobDiskError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

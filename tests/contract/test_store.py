@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_support import Drive, begin, device, evaluated, scored, survey, trained, training
 
-from fedpipe_coordinator.run_events import AgentOnline, UpdateStored
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_events import AgentOnline, UpdateStored
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_coordinator.store import FEDERATION, SCHEMA_VERSION, Line, Newest, SqliteStore, Store, StoreError
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_wire.moments import Moment, read_moment

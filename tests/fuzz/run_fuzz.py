@@ -11,7 +11,7 @@ from pathlib import Path
 import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-with atheris.instrument_imports(include=["fedpipe_wire", "fedpipe_profiles", "fedpipe_coordinator.gate"]):
+with atheris.instrument_imports(include=["fedpipe_wire", "fedpipe_profiles", "fedpipe_coordinator.aggregation.gate"]):
     from fuzz_targets import targets
 
 

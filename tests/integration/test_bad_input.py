@@ -16,7 +16,7 @@ from mosquitto_support import mosquitto_or_skip
 
 from fedpipe_agent.exit_codes import ExitCode as AgentExitCode
 from fedpipe_agent.state_folder import StateFolder
-from fedpipe_coordinator.broker import ManagedBroker
+from fedpipe_coordinator.broker.managed import ManagedBroker
 from fedpipe_coordinator.exit_codes import ExitCode
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "exit-codes.md"
@@ -183,7 +183,8 @@ def test_an_agent_whose_data_are_not_there_does_not_start(tmp_path: Path) -> Non
 
 
 def test_without_mosquitto_the_message_names_the_package(place: Place) -> None:
-    program = "from fedpipe_coordinator import broker, cli; broker._SEARCH = ('/nowhere',); cli.main()"
+    program = "from fedpipe_coordinator import cli; from fedpipe_coordinator.broker import managed; "
+    program += "managed._SEARCH = ('/nowhere',); cli.main()"
     ended = call("-c", program, "up", place.folder / "home", environment={"PATH": str(place.folder / "empty")})
     check(ended, ExitCode.BROKER_CANNOT_START, "mosquitto is not installed", "apt-get install mosquitto")
 

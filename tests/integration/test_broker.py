@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mosquitto_support import mosquitto_or_skip
 
-from fedpipe_coordinator.broker import BrokerDiedError, BrokerError, ManagedBroker, PortInUseError
+from fedpipe_coordinator.broker.managed import BrokerDiedError, BrokerError, ManagedBroker, PortInUseError
 from fedpipe_wire.mqtt import MqttTransport
 from fedpipe_wire.transport import Connected, Delivered, Disconnected, Received
 
@@ -97,7 +97,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_it_and_its_input_is_closed(broker
 
 def test_it_dies_with_its_parent(broker: ManagedBroker) -> None:
     program = (
-        "import sys, pathlib; from fedpipe_coordinator.broker import ManagedBroker\n"
+        "import sys, pathlib; from fedpipe_coordinator.broker.managed import ManagedBroker\n"
         f"broker = ManagedBroker(pathlib.Path({str(broker.folder)!r})); broker.start()\n"
         "print(broker.pid, flush=True); sys.stdin.read()\n"
     )

@@ -53,7 +53,7 @@ def test_every_kind_of_process_has_hooks_of_every_kind_of_operation(recorded: tu
         "agent:publish-trained@*:after",
         "coordinator:publish-ack@*:before",
         "trainer:replace@*:after",
-        "broker@agent:publish-chunk@wire*",
+        "broker@agent:publish-chunk@*",
     ],
 )
 def test_a_kill_changes_nothing(recorded: tuple[Yard, Atlas, Evidence], pattern: str) -> None:
@@ -67,7 +67,7 @@ def test_a_kill_changes_nothing(recorded: tuple[Yard, Atlas, Evidence], pattern:
 def test_a_process_that_is_killed_twice_changes_nothing(recorded: tuple[Yard, Atlas, Evidence]) -> None:
     """While it works, and while it starts again."""
     yard, atlas, expected = recorded
-    trial = atlas.walk(0, "coordinator:write@coordinator.broker.write_config*")[0]
+    trial = atlas.walk(0, "coordinator:write@coordinator.broker.config.write_config*")[0]
     assert len(trial.kills) == 2
     outcome = yard.run(trial)
     assert problems_of(outcome.evidence, expected) + outcome.problems == [], yard.state()

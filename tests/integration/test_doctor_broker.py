@@ -12,10 +12,10 @@ from enrolments import new_office
 from federation import wait_for
 from mosquitto_support import mosquitto_or_skip
 
-from fedpipe_coordinator.broker import find_mosquitto, free_port
-from fedpipe_coordinator.broker_config import Limits, external_config
-from fedpipe_coordinator.doctor import State
-from fedpipe_coordinator.doctor_broker import (
+from fedpipe_coordinator.broker.config import Limits, external_config
+from fedpipe_coordinator.broker.managed import find_mosquitto, free_port
+from fedpipe_coordinator.federation import Office, guard_of
+from fedpipe_coordinator.security.broker_checks import (
     Surgery,
     check_broker,
     check_login,
@@ -24,7 +24,7 @@ from fedpipe_coordinator.doctor_broker import (
     check_refused,
     check_writing,
 )
-from fedpipe_coordinator.federation import Office, guard_of
+from fedpipe_coordinator.security.doctor import State
 
 States = dict[str, State]
 

@@ -15,8 +15,8 @@ from enrolments import Agent, Keys, let_in, new_keys, new_office, write_agent
 from federation import Federation, fedpipe, wait_for
 from mosquitto_support import mosquitto_or_skip
 
-from fedpipe_coordinator.enrolling import revoke
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.security.enrolling import revoke
 from fedpipe_wire.agent_messages import Presence
 from fedpipe_wire.messages import encode
 from fedpipe_wire.mqtt import MqttOptions, MqttTransport

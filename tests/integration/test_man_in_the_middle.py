@@ -15,9 +15,9 @@ from office import TOPICS, Office
 from run_support import device, job, survey
 from tampering_proxy import Proxy, Published, in_the_middle
 
-from fedpipe_coordinator.audit_sources import AuditSources
+from fedpipe_coordinator.audit.federation_audit import FederationAudit
+from fedpipe_coordinator.audit.sources import AuditSources
 from fedpipe_coordinator.exchange import TransferDone
-from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home import Home
 from fedpipe_wire.agent_messages import AgentMessage, Presence, Profile
 from fedpipe_wire.blob_files import BlobStore

@@ -18,7 +18,7 @@ from mosquitto_support import mosquitto_or_skip
 from slow_line import Line, Quality, line
 
 from benchmarks.transfer import Figures, Process, make_blob
-from fedpipe_coordinator.broker import find_mosquitto, write_config
+from fedpipe_coordinator.broker.managed import find_mosquitto, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 SLOW = Quality(bps=20e6, delay_s=0.001)

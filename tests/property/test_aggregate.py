@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from fedpipe_coordinator.aggregate import (
+from fedpipe_coordinator.aggregation.aggregate import (
     Aggregated,
     AggregationError,
     AggregationReport,
@@ -28,9 +28,9 @@ from fedpipe_coordinator.aggregate import (
     aggregate_head,
     aggregate_weight,
 )
-from fedpipe_coordinator.components import draw_components
-from fedpipe_coordinator.global_adapter import initial_adapter
-from fedpipe_coordinator.parallel import in_order
+from fedpipe_coordinator.aggregation.components import draw_components
+from fedpipe_coordinator.aggregation.global_adapter import initial_adapter
+from fedpipe_coordinator.aggregation.parallel import in_order
 from fedpipe_profiles.model import ModelShape, ParameterShape, WeightShape
 from fedpipe_wire.tensors import TensorError, TensorFile, write_tensors
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from round_problems import change, dense, moved, product, start
 
-from fedpipe_coordinator import core_rules
-from fedpipe_coordinator.change_averaging import (
+from fedpipe_coordinator.aggregation import core_rules
+from fedpipe_coordinator.aggregation.change_averaging import (
     Aggregated,
     AggregationError,
     Factors,
@@ -19,7 +19,14 @@ from fedpipe_coordinator.change_averaging import (
     WeightChange,
     aggregate_weight,
 )
-from fedpipe_coordinator.core_rules import Combine, _Stack, median_of_votes, on_cores, on_heads, trimmed_mean
+from fedpipe_coordinator.aggregation.core_rules import (
+    Combine,
+    _Stack,
+    median_of_votes,
+    on_cores,
+    on_heads,
+    trimmed_mean,
+)
 
 COMBINES = {"median": median_of_votes, "trimmed-mean": trimmed_mean(2)}
 quick = settings(deadline=None, max_examples=40)

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_support import Drive, finish, training
 
-from fedpipe_coordinator.membership import OFFLINE_GRACE_S
-from fedpipe_coordinator.resume import resume
-from fedpipe_coordinator.run_events import AgentOffline, AgentOnline, MakePlans, Ticked
+from fedpipe_coordinator.runs.membership import OFFLINE_GRACE_S
+from fedpipe_coordinator.runs.resume import resume
+from fedpipe_coordinator.runs.run_events import AgentOffline, AgentOnline, MakePlans, Ticked
 
 STEADY = ("s1", "s2")
 FLAPPING = ("f1", "f2", "f3")

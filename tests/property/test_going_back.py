@@ -11,10 +11,10 @@ from simulated_federation import NAMES, ROUNDS, Silo, World
 
 from fedpipe_agent.agent_events import Log, TaskCame
 from fedpipe_agent.state import AgentState
-from fedpipe_coordinator.resume import rebase
-from fedpipe_coordinator.run_events import Aggregate, Send
-from fedpipe_coordinator.run_state import RunState
-from fedpipe_coordinator.tasks import survey_task
+from fedpipe_coordinator.runs.resume import rebase
+from fedpipe_coordinator.runs.run_events import Aggregate, Send
+from fedpipe_coordinator.runs.run_state import RunState
+from fedpipe_coordinator.runs.tasks import survey_task
 from fedpipe_wire.coordinator_messages import Ack, EndTask, SurveyTask
 from fedpipe_wire.moments import Moment
 

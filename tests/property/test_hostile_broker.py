@@ -13,7 +13,7 @@ from run_support import Drive, begin, device
 from simulated_federation import NAMES, ROUNDS, Silo
 
 from fedpipe_agent.state import AgentState
-from fedpipe_coordinator.run_events import Aggregate
+from fedpipe_coordinator.runs.run_events import Aggregate
 from fedpipe_wire.message_values import BlobRef
 
 MOVES = (*("deliver",) * 8, *("work",) * 5, *OTHERS, *TRICKS)

@@ -12,7 +12,7 @@ from planning_fleet import profile
 from run_support import evaluated, finish, survey, training
 
 from fedpipe_coordinator.metrics import combine_metrics
-from fedpipe_coordinator.run_events import Aggregate, MakePlans
+from fedpipe_coordinator.runs.run_events import Aggregate, MakePlans
 from fedpipe_coordinator.work import make_plans
 from fedpipe_profiles.contribution import Contribution, average_contributions
 from fedpipe_profiles.device import DeviceProfile

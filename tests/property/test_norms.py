@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from round_problems import HEAD, SHAPE, SIZES, dense_change, read, write_global, write_update
 
-from fedpipe_coordinator.change_averaging import AggregationError
-from fedpipe_coordinator.norms import measure
-from fedpipe_coordinator.round_files import UpdateFile
+from fedpipe_coordinator.aggregation.change_averaging import AggregationError
+from fedpipe_coordinator.aggregation.norms import measure
+from fedpipe_coordinator.aggregation.round_files import UpdateFile
 from fedpipe_wire.tensors import a_name, b_name, head_name, write_tensors
 
 SCALE = 1.7

@@ -20,9 +20,9 @@ from run_support import (
     trained,
 )
 
-from fedpipe_coordinator.membership import OFFLINE_GRACE_S
-from fedpipe_coordinator.resume import resume
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.membership import OFFLINE_GRACE_S
+from fedpipe_coordinator.runs.resume import resume
+from fedpipe_coordinator.runs.run_events import (
     AgentOffline,
     AgentOnline,
     Aggregate,
@@ -44,7 +44,7 @@ from fedpipe_coordinator.run_events import (
     WorkDelayed,
     WorkFailed,
 )
-from fedpipe_coordinator.run_state import STANDINGS, TRANSITIONS, Phase, RunState, Standing
+from fedpipe_coordinator.runs.run_state import STANDINGS, TRANSITIONS, Phase, RunState, Standing
 from fedpipe_wire.agent_messages import Refused
 from fedpipe_wire.coordinator_messages import Ack
 from fedpipe_wire.messages import encode

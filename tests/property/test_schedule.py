@@ -14,7 +14,7 @@ from simulated_federation import NAMES, ROUNDS, Silo, World
 from fedpipe_agent.agent_events import Ask
 from fedpipe_agent.state import AgentState
 from fedpipe_agent.trainer_protocol import TrainRequest
-from fedpipe_coordinator.run_events import Aggregate, SaveRound, Send
+from fedpipe_coordinator.runs.run_events import Aggregate, SaveRound, Send
 from fedpipe_wire.coordinator_messages import Ack, EndTask
 
 

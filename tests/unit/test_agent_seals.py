@@ -15,7 +15,7 @@ from sealed_support import SealedFederation
 from fedpipe_agent.audit_reading import lines_of, verify
 from fedpipe_agent.passport import Enrolled
 from fedpipe_agent.refusals import MOST, WINDOW_S
-from fedpipe_coordinator.authority import new_signing_key
+from fedpipe_coordinator.security.authority import new_signing_key
 from fedpipe_wire.certificates import load_certificate, signing_key_of
 from fedpipe_wire.coordinator_messages import Ack, EndTask, RunState, TurnedAway
 from fedpipe_wire.messages import encode

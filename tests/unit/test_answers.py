@@ -3,8 +3,8 @@
 import pytest
 from run_support import Drive, failed, finish, trained, training
 
-from fedpipe_coordinator.reports import MAX_REPLACED
-from fedpipe_coordinator.run_events import Aggregate, StopFetch
+from fedpipe_coordinator.runs.reports import MAX_REPLACED
+from fedpipe_coordinator.runs.run_events import Aggregate, StopFetch
 from fedpipe_wire.agent_messages import Refused
 from fedpipe_wire.coordinator_messages import Ack
 

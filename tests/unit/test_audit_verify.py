@@ -15,9 +15,9 @@ from office import Office
 from run_support import device, job, scored, survey
 
 from fedpipe_coordinator import work
-from fedpipe_coordinator.audit import Known, Verdict, verify
-from fedpipe_coordinator.audit_compare import compare, read_sent
-from fedpipe_coordinator.audit_sources import AuditSources
+from fedpipe_coordinator.audit.comparison import compare, read_sent
+from fedpipe_coordinator.audit.sources import AuditSources
+from fedpipe_coordinator.audit.verification import Known, Verdict, verify
 from fedpipe_coordinator.cli import main
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.home import Home

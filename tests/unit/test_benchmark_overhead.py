@@ -11,8 +11,8 @@ from benchmarks.launch import Trace
 from benchmarks.overhead import bytes_that_must_cross
 from benchmarks.round_parts import PARTS, handling_seconds, read_trace, round_parts
 from fedpipe_agent.train.errors import ModelError
-from fedpipe_coordinator.gate import check_update
-from fedpipe_coordinator.global_adapter import initial_adapter
+from fedpipe_coordinator.aggregation.gate import check_update
+from fedpipe_coordinator.aggregation.global_adapter import initial_adapter
 
 COORDINATOR = """\
 1.0 before posted-WorkDone-Aggregated

@@ -11,9 +11,9 @@ from run_support import device, job, scored, survey, trained
 
 from fedpipe_coordinator import work
 from fedpipe_coordinator.exchange import Said
-from fedpipe_coordinator.record_keeping import LATE_NOTES
-from fedpipe_coordinator.records import RunFolder
-from fedpipe_coordinator.retelling import Event
+from fedpipe_coordinator.records.record_keeping import LATE_NOTES
+from fedpipe_coordinator.records.retelling import Event
+from fedpipe_coordinator.records.run_folder import RunFolder
 from fedpipe_coordinator.watchers import MOST_WAITING, Watchers
 from fedpipe_wire.agent_messages import Failed, Presence, Profile, Progress, Refused
 from fedpipe_wire.blob_bits import BlobDiskError

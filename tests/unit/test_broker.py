@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fedpipe_coordinator import broker
-from fedpipe_coordinator.broker import (
+from fedpipe_coordinator.broker import managed as broker
+from fedpipe_coordinator.broker.config import Guard, Limits
+from fedpipe_coordinator.broker.managed import (
     BrokerError,
     BrokerMissingError,
     BrokerTooOldError,
@@ -16,9 +17,8 @@ from fedpipe_coordinator.broker import (
     find_mosquitto,
     write_config,
 )
-from fedpipe_coordinator.broker_config import Guard, Limits
-from fedpipe_coordinator.port_holder import port_holder
-from fedpipe_coordinator.ports import check_port
+from fedpipe_coordinator.broker.port_holder import port_holder
+from fedpipe_coordinator.broker.ports import check_port
 
 
 @pytest.fixture

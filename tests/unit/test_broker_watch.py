@@ -2,8 +2,8 @@
 
 from itertools import pairwise
 
-from fedpipe_coordinator.broker_errors import BrokerDiedError, BrokerError
-from fedpipe_coordinator.broker_watch import STEADY_S, WAIT_MAX_S, BrokerWatch
+from fedpipe_coordinator.broker.errors import BrokerDiedError, BrokerError
+from fedpipe_coordinator.broker.watch import STEADY_S, WAIT_MAX_S, BrokerWatch
 
 
 class Fragile:

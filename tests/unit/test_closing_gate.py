@@ -15,12 +15,12 @@ from run_support import Drive, ref, trained, training
 from safetensors.numpy import load_file, save_file
 
 from fedpipe_coordinator import work
-from fedpipe_coordinator.adapter_making import first_adapter
-from fedpipe_coordinator.closing_gate import beyond_bound
-from fedpipe_coordinator.norms import Measured, measure
-from fedpipe_coordinator.resume import resume
-from fedpipe_coordinator.round_files import UpdateFile
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.aggregation.adapter_making import first_adapter
+from fedpipe_coordinator.aggregation.closing_gate import beyond_bound
+from fedpipe_coordinator.aggregation.norms import Measured, measure
+from fedpipe_coordinator.aggregation.round_files import UpdateFile
+from fedpipe_coordinator.runs.resume import resume
+from fedpipe_coordinator.runs.run_events import (
     AgentOnline,
     Aggregate,
     Aggregated,
@@ -29,7 +29,7 @@ from fedpipe_coordinator.run_events import (
     UpdatesRefused,
     UpdateStored,
 )
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.coordinator_messages import Ack, TrainTask
 from fedpipe_wire.tensors import update_spec

@@ -26,7 +26,7 @@ from fedpipe_coordinator.control import (
     refuse_second,
 )
 from fedpipe_coordinator.home_lock import AlreadyRunningError, lock_home
-from fedpipe_coordinator.retelling import Event
+from fedpipe_coordinator.records.retelling import Event
 from fedpipe_coordinator.watchers import Watchers
 
 

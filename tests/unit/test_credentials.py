@@ -8,8 +8,10 @@ import pytest
 from cryptography import x509
 from enrolments import NOW, later, new_keys, new_office
 
-from fedpipe_coordinator.authority import BROKER_DAYS, CANARY_SERIAL, new_authority, new_login_key
-from fedpipe_coordinator.credentials import (
+from fedpipe_coordinator.federation import Office
+from fedpipe_coordinator.home import Party
+from fedpipe_coordinator.security.authority import BROKER_DAYS, CANARY_SERIAL, new_authority, new_login_key
+from fedpipe_coordinator.security.credentials import (
     is_due,
     load_authority,
     load_credentials,
@@ -17,9 +19,7 @@ from fedpipe_coordinator.credentials import (
     make_credentials,
     renew_due,
 )
-from fedpipe_coordinator.federation import Office
-from fedpipe_coordinator.home import Party
-from fedpipe_coordinator.owned_files import OwnedFileError
+from fedpipe_coordinator.security.owned_files import OwnedFileError
 from fedpipe_wire.certificates import CertificateError, load_certificate, private_pem
 from fedpipe_wire.sealing import COORDINATOR, Inspector, SealError, key_id
 from fedpipe_wire.transport import Received

@@ -16,9 +16,9 @@ from fedpipe_agent.cli import app as agent_app
 from fedpipe_agent.config import AgentSettings
 from fedpipe_coordinator.cli import app as coordinator_app
 from fedpipe_coordinator.config import Federation, Job
-from fedpipe_coordinator.records import RunFolder, agent_record, round_record
-from fedpipe_coordinator.run_events import Note
-from fedpipe_coordinator.run_state import Member, RoundResult, RunState
+from fedpipe_coordinator.records.run_folder import RunFolder, agent_record, round_record
+from fedpipe_coordinator.runs.run_events import Note
+from fedpipe_coordinator.runs.run_state import Member, RoundResult, RunState
 from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.model import ModelShape, WeightShape
 from fedpipe_profiles.plan import Plan, Prediction
@@ -189,7 +189,7 @@ def test_every_key_of_a_summary_and_of_an_audit_line_is_documented(tmp_path: Pat
 
 
 def test_every_kind_of_audit_line_is_documented() -> None:
-    sources = "\n".join(file.read_text() for file in (ROOT / "coordinator" / "fedpipe_coordinator").glob("*.py"))
+    sources = "\n".join(file.read_text() for file in (ROOT / "coordinator" / "fedpipe_coordinator").rglob("*.py"))
     written = re.compile(r'(?:\.note\(\s*|\bNote\(\s*|\.close\("[a-z]+", )"([a-z-]+)"')
     kinds = set(written.findall(sources))
     assert {"planned", "run-failed", "aggregated"} <= kinds

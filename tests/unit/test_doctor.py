@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from enrolments import NOW, later, let_in, new_keys, new_office
 
-from fedpipe_coordinator.authority import AUTHORITY_DAYS, BROKER_DAYS
-from fedpipe_coordinator.doctor import Patient, State, check_files, failed
-from fedpipe_coordinator.enrolling import revoke
 from fedpipe_coordinator.federation import Office
+from fedpipe_coordinator.security.authority import AUTHORITY_DAYS, BROKER_DAYS
+from fedpipe_coordinator.security.doctor import Patient, State, check_files, failed
+from fedpipe_coordinator.security.enrolling import revoke
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from enrolments import NOW, Keys, later, let_in, new_keys, new_office
 
-from fedpipe_coordinator.enrolling import enrol, judge, revoke
-from fedpipe_coordinator.enrolment_record import MAX_ISSUES, Record
 from fedpipe_coordinator.federation import Office
-from fedpipe_coordinator.roster import RosterFiles
+from fedpipe_coordinator.security.enrolling import enrol, judge, revoke
+from fedpipe_coordinator.security.enrolment_record import MAX_ISSUES, Record
+from fedpipe_coordinator.security.roster import RosterFiles
 from fedpipe_wire.certificates import fingerprint
 from fedpipe_wire.enrolment import EnrolmentError, check_bundle, check_fingerprint
 from fedpipe_wire.sealing import key_id

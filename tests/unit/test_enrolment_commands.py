@@ -14,9 +14,9 @@ import pytest
 from enrolments import new_keys, write_request
 
 from fedpipe_coordinator import cli
+from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.exit_codes import ExitCode
-from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home import Home
 from fedpipe_wire.certificates import fingerprint
 from fedpipe_wire.enrolment import MAX_FILE_BYTES, Bundle, Request, check_bundle, decode, encode, request_fingerprint

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from enrolments import NOW, later, let_in, new_keys, new_office
 
-from fedpipe_coordinator.authority import BROKER_DAYS
-from fedpipe_coordinator.broker_errors import BrokerError
-from fedpipe_coordinator.enrolling import revoke
-from fedpipe_coordinator.enrolment_watch import RENEW_EVERY_S, RETRY_S, EnrolmentWatch
+from fedpipe_coordinator.broker.errors import BrokerError
 from fedpipe_coordinator.federation import Office
-from fedpipe_coordinator.publication import read_revocations, revoked_in
-from fedpipe_coordinator.roster import Roster, RosterFiles
+from fedpipe_coordinator.security.authority import BROKER_DAYS
+from fedpipe_coordinator.security.enrolling import revoke
+from fedpipe_coordinator.security.enrolment_watch import RENEW_EVERY_S, RETRY_S, EnrolmentWatch
+from fedpipe_coordinator.security.publication import read_revocations, revoked_in
+from fedpipe_coordinator.security.roster import Roster, RosterFiles
 
 
 class Bench:

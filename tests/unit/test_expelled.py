@@ -7,7 +7,7 @@ import pytest
 from office import Office
 from run_support import device, job
 
-from fedpipe_coordinator.run_events import AgentOffline
+from fedpipe_coordinator.runs.run_events import AgentOffline
 from fedpipe_wire.agent_messages import Presence, Profile
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fedpipe_coordinator import federation_audit
-from fedpipe_coordinator.audit_sources import AuditSources
-from fedpipe_coordinator.federation_audit import AUDIT, LOCK, NEWEST, AuditError, Entry, FederationAudit, harmless
+from fedpipe_coordinator.audit import federation_audit
+from fedpipe_coordinator.audit.federation_audit import AUDIT, LOCK, NEWEST, AuditError, Entry, FederationAudit, harmless
+from fedpipe_coordinator.audit.sources import AuditSources
 from fedpipe_coordinator.home import Home
-from fedpipe_coordinator.line_files import append_lines
+from fedpipe_coordinator.records.line_files import append_lines
 from fedpipe_wire.hash_chain import chained, written
 
 WHEN = datetime(2030, 1, 1, tzinfo=UTC)

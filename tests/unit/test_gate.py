@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_support import plan, ref, shape, trained
 
-from fedpipe_coordinator.gate import (
+from fedpipe_coordinator.aggregation.gate import (
     HEADER_ALLOWANCE_BYTES,
     RefusedUpdateError,
     check_offer,

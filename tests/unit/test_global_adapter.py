@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpipe_coordinator.global_adapter import initial_adapter
+from fedpipe_coordinator.aggregation.global_adapter import initial_adapter
 from fedpipe_profiles.model import ModelShape, ParameterShape, WeightShape
 from fedpipe_wire.tensors import TensorError, TensorFile, adapter_spec, check_tensors
 

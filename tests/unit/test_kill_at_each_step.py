@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from run_support import Drive, aggregated, begin, evaluated, planned, scored, survey, trained
 
-from fedpipe_coordinator.record_trail import RecordTrail
-from fedpipe_coordinator.records import AUDIT, RunFolder, round_record
-from fedpipe_coordinator.resume import resume
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.records.record_trail import RecordTrail
+from fedpipe_coordinator.records.run_folder import AUDIT, RunFolder, round_record
+from fedpipe_coordinator.runs.resume import resume
+from fedpipe_coordinator.runs.run_events import (
     AgentOffline,
     AgentOnline,
     Aggregate,
@@ -36,7 +36,7 @@ from fedpipe_coordinator.run_events import (
     UpdatesRefused,
     UpdateStored,
 )
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.coordinator_messages import Ack, EvaluateTask, ScoreTask, SurveyTask, TrainTask
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from run_support import Drive, evaluated, failed, finish, shape, trained, training
 
-from fedpipe_coordinator.membership import OFFLINE_GRACE_S
-from fedpipe_coordinator.records import round_record
-from fedpipe_coordinator.resume import resume
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.records.run_folder import round_record
+from fedpipe_coordinator.runs.membership import OFFLINE_GRACE_S
+from fedpipe_coordinator.runs.resume import resume
+from fedpipe_coordinator.runs.run_events import (
     AgentOffline,
     AgentOnline,
     Aggregate,
@@ -22,7 +22,7 @@ from fedpipe_coordinator.run_events import (
     UpdateRejected,
     UpdateStored,
 )
-from fedpipe_coordinator.run_state import LateShare, RunState
+from fedpipe_coordinator.runs.run_state import LateShare, RunState
 from fedpipe_wire.coordinator_messages import Ack
 
 LATE = trained("b", 1)

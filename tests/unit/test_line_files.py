@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from small_disk import fill, small_disk
 
-from fedpipe_coordinator.records import AUDIT, ROUNDS, RecordsFullError, RunFolder
+from fedpipe_coordinator.records.run_folder import AUDIT, ROUNDS, RecordsFullError, RunFolder
 
 GOOD: list[dict[str, Any]] = [{"round": number, "agents": [], "text": "x" * 900} for number in (1, 2, 3)]
 

@@ -3,8 +3,8 @@
 import pytest
 from run_support import Drive, aggregated, evaluated, finish, ref, trained, training
 
-from fedpipe_coordinator.resume import resume
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.resume import resume
+from fedpipe_coordinator.runs.run_events import (
     AdapterChecked,
     AgentOnline,
     Aggregate,
@@ -17,7 +17,7 @@ from fedpipe_coordinator.run_events import (
     UpdateRejected,
     UpdateStored,
 )
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_wire.coordinator_messages import Ack
 
 

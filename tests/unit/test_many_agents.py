@@ -3,9 +3,9 @@
 import pytest
 from run_support import Drive, begin, finish, scored, survey, training
 
-from fedpipe_coordinator.membership import OFFLINE_GRACE_S
-from fedpipe_coordinator.resume import resume
-from fedpipe_coordinator.run_events import AgentOffline, AgentOnline, MakePlans, Ticked
+from fedpipe_coordinator.runs.membership import OFFLINE_GRACE_S
+from fedpipe_coordinator.runs.resume import resume
+from fedpipe_coordinator.runs.run_events import AgentOffline, AgentOnline, MakePlans, Ticked
 
 NAMES = tuple(f"agent-{n:02}" for n in range(50))
 STEADY = NAMES[:10]

@@ -14,7 +14,7 @@ from office import Office
 
 from fedpipe_coordinator import export
 from fedpipe_coordinator.merging import EXTRAS_MISSING, ExtrasMissingError, Merger, WorkError
-from fedpipe_coordinator.run_events import RunEvent, WorkFailed
+from fedpipe_coordinator.runs.run_events import RunEvent, WorkFailed
 
 OUT = "--out"
 WAITS = """
@@ -87,7 +87,7 @@ def test_a_merge_dies_with_its_owner_however_that_dies(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from fedpipe_coordinator.merging import Merger
-        from fedpipe_coordinator.run_events import WorkFailed
+        from fedpipe_coordinator.runs.run_events import WorkFailed
         from fedpipe_coordinator.worker import Worker
         out = Path(sys.argv[1])
         merger = Merger((sys.executable, "-c", {WAITS!r}))

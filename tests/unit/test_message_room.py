@@ -10,10 +10,10 @@ from office import Office
 from planning_fleet import tiny_model
 from run_support import RUN, Drive, begin, device, job, plan, ref, scored, survey
 
-from fedpipe_coordinator.message_room import MAX_LABELS_BYTES, labels_problem, model_problem
-from fedpipe_coordinator.run_events import AgentOnline
-from fedpipe_coordinator.run_state import Member
-from fedpipe_coordinator.tasks import score_task, train_task
+from fedpipe_coordinator.runs.message_room import MAX_LABELS_BYTES, labels_problem, model_problem
+from fedpipe_coordinator.runs.run_events import AgentOnline
+from fedpipe_coordinator.runs.run_state import Member
+from fedpipe_coordinator.runs.tasks import score_task, train_task
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.model import ModelShape, WeightShape
 from fedpipe_wire.agent_messages import Presence, Profile, Scored
@@ -110,8 +110,8 @@ def office(tmp_path: Path) -> Iterator[Office]:
 def test_a_task_that_is_too_large_all_the_same_fails_its_run_and_no_more(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedpipe_coordinator.membership.labels_problem", lambda *_: None)
-    monkeypatch.setattr("fedpipe_coordinator.run_machine.labels_problem", lambda *_: None)
+    monkeypatch.setattr("fedpipe_coordinator.runs.membership.labels_problem", lambda *_: None)
+    monkeypatch.setattr("fedpipe_coordinator.runs.run_machine.labels_problem", lambda *_: None)
     long = tuple(f"{at}".ljust(199, "x") for at in range(5100))
     first, second = (office.service.submit(job(long, min_agents=1), None) for _ in range(2))
     office.say(survey(long[:2]).model_copy(update={"run": first}))

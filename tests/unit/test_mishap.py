@@ -8,8 +8,8 @@ import pytest
 from office import Office
 from run_support import device, finish, job, scored, survey, trained, training
 
-from fedpipe_coordinator import membership, mishap, run_machine
-from fedpipe_coordinator.run_events import AgentOnline, Aggregate, Heard, MakePlans, Ticked, Unfit, WorkFailed
+from fedpipe_coordinator.runs import membership, mishap, run_machine
+from fedpipe_coordinator.runs.run_events import AgentOnline, Aggregate, Heard, MakePlans, Ticked, Unfit, WorkFailed
 from fedpipe_coordinator.store import StoreError
 from fedpipe_wire.agent_messages import Presence, Profile
 from fedpipe_wire.coordinator_messages import EndTask

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpipe_coordinator.owned_files import (
+from fedpipe_coordinator.security.owned_files import (
     LockBusyError,
     OwnedFileError,
     locked,

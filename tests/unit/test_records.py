@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_support import PEAK, RUN, Drive, begin, evaluated, metrics, scored, shape, survey, trained
 
-from fedpipe_coordinator.record_trail import RecordTrail
-from fedpipe_coordinator.records import RunFolder, round_record, write_atomically
-from fedpipe_coordinator.run_events import AgentOnline, Note, SaveRound, UpdateStored
-from fedpipe_coordinator.run_state import RoundResult
+from fedpipe_coordinator.records.record_trail import RecordTrail
+from fedpipe_coordinator.records.run_folder import RunFolder, round_record, write_atomically
+from fedpipe_coordinator.runs.run_events import AgentOnline, Note, SaveRound, UpdateStored
+from fedpipe_coordinator.runs.run_state import RoundResult
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.hash_chain import FIRST
 

@@ -7,7 +7,7 @@ import pytest
 from run_support import device
 
 from fedpipe_coordinator.registry import Entry, LetIn, Registry, Turned, judge
-from fedpipe_coordinator.run_events import AgentOffline, AgentOnline
+from fedpipe_coordinator.runs.run_events import AgentOffline, AgentOnline
 from fedpipe_wire.agent_messages import Presence
 
 

@@ -16,12 +16,12 @@ from fedpipe_coordinator import work
 from fedpipe_coordinator.control import ControlRequest
 from fedpipe_coordinator.housekeeping import needed_blobs
 from fedpipe_coordinator.operations import describe, handle
-from fedpipe_coordinator.records import RunFolder
-from fedpipe_coordinator.remains import TOLD_AGAIN, remains, still_told
-from fedpipe_coordinator.retelling import retell
-from fedpipe_coordinator.run_events import AgentOnline, Heard, MakePlans, Planned, StopAsked, UpdateStored
-from fedpipe_coordinator.run_machine import step
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.records.retelling import retell
+from fedpipe_coordinator.records.run_folder import RunFolder
+from fedpipe_coordinator.runs.remains import TOLD_AGAIN, remains, still_told
+from fedpipe_coordinator.runs.run_events import AgentOnline, Heard, MakePlans, Planned, StopAsked, UpdateStored
+from fedpipe_coordinator.runs.run_machine import step
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_wire.agent_messages import Presence, Profile
 from fedpipe_wire.coordinator_messages import Ack, EndTask
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from run_support import RUN, begin
 
-from fedpipe_coordinator.records import RunFolder
-from fedpipe_coordinator.report import MAX_TEXT, render, write_report
+from fedpipe_coordinator.records.report import MAX_TEXT, render, write_report
+from fedpipe_coordinator.records.run_folder import RunFolder
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='p()'>\"&\x00\x1b\u202e\u2028" + "y" * 10_000
 VOID = {"meta"}

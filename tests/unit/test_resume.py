@@ -3,9 +3,9 @@
 import pytest
 from run_support import Drive, begin, finish, name_of, ref, tasks, trained, training
 
-from fedpipe_coordinator.membership import OFFLINE_GRACE_S
-from fedpipe_coordinator.resume import rebase, resume
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.membership import OFFLINE_GRACE_S
+from fedpipe_coordinator.runs.resume import rebase, resume
+from fedpipe_coordinator.runs.run_events import (
     AgentOnline,
     Aggregate,
     BroadcastAdapter,
@@ -15,7 +15,7 @@ from fedpipe_coordinator.run_events import (
     Ticked,
     UpdateStored,
 )
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_wire.coordinator_messages import EvaluateTask, TrainTask
 from fedpipe_wire.moments import Moment
 

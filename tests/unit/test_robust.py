@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from round_problems import HEAD, SHAPE, SIZES, dense_change, read, write_global, write_update
 
-from fedpipe_coordinator.aggregate import aggregate_files
-from fedpipe_coordinator.clipping import clip_factors
+from fedpipe_coordinator.aggregation.aggregate import aggregate_files
+from fedpipe_coordinator.aggregation.clipping import clip_factors
+from fedpipe_coordinator.aggregation.krum import needed, select
+from fedpipe_coordinator.aggregation.medians import typical
+from fedpipe_coordinator.aggregation.norms import Measured, measure
+from fedpipe_coordinator.aggregation.robust import Treatment, treat
+from fedpipe_coordinator.aggregation.round_files import UpdateFile
 from fedpipe_coordinator.config import AggregationSection
-from fedpipe_coordinator.krum import needed, select
-from fedpipe_coordinator.medians import typical
-from fedpipe_coordinator.norms import Measured, measure
-from fedpipe_coordinator.robust import Treatment, treat
-from fedpipe_coordinator.round_files import UpdateFile
 from fedpipe_wire.tensors import a_name, b_name, head_name, write_tensors
 
 FILE = Path("unread")

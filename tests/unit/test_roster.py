@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from enrolments import NOW, later, let_in, new_keys, new_office
 
-from fedpipe_coordinator.access import access_text
-from fedpipe_coordinator.authority import CANARY_SERIAL
-from fedpipe_coordinator.enrolling import revoke
 from fedpipe_coordinator.federation import Office
-from fedpipe_coordinator.publication import read_revocations, revoked_in
-from fedpipe_coordinator.roster import Roster
+from fedpipe_coordinator.security.access import access_text
+from fedpipe_coordinator.security.authority import CANARY_SERIAL
+from fedpipe_coordinator.security.enrolling import revoke
+from fedpipe_coordinator.security.publication import read_revocations, revoked_in
+from fedpipe_coordinator.security.roster import Roster
 from fedpipe_wire.sealing import key_id
 from fedpipe_wire.topics import TopicError
 

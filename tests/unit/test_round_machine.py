@@ -17,18 +17,18 @@ from run_support import (
     training,
 )
 
-from fedpipe_coordinator.late import FETCH_AGAIN_S
-from fedpipe_coordinator.membership import OFFLINE_GRACE_S
-from fedpipe_coordinator.reports import MEMORY_BACKOFF
-from fedpipe_coordinator.resume import rebase, resume
-from fedpipe_coordinator.round_machine import (
+from fedpipe_coordinator.runs.late import FETCH_AGAIN_S
+from fedpipe_coordinator.runs.membership import OFFLINE_GRACE_S
+from fedpipe_coordinator.runs.reports import MEMORY_BACKOFF
+from fedpipe_coordinator.runs.resume import rebase, resume
+from fedpipe_coordinator.runs.round_machine import (
     DEADLINE_GRACE,
     DEADLINE_GRACE_S,
     EVALUATION_GRACE_S,
     MIN_ATTEMPTS,
     PAUSES_S,
 )
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.run_events import (
     AgentOffline,
     AgentOnline,
     Aggregate,
@@ -43,8 +43,8 @@ from fedpipe_coordinator.run_events import (
     UpdateStored,
     WorkDelayed,
 )
-from fedpipe_coordinator.run_machine import WORK_AGAIN_S
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_machine import WORK_AGAIN_S
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_wire.agent_messages import Refused
 from fedpipe_wire.coordinator_messages import Ack, EvaluateTask, IdleTask, TrainTask
 from fedpipe_wire.moments import Moment

@@ -5,8 +5,8 @@ from pathlib import Path
 from planning_fleet import falling_curves, profile, tiny_model
 
 from fedpipe_coordinator.config import Job
-from fedpipe_coordinator.run_events import MakePlans
-from fedpipe_coordinator.run_state import Member, RunState
+from fedpipe_coordinator.runs.run_events import MakePlans
+from fedpipe_coordinator.runs.run_state import Member, RunState
 from fedpipe_coordinator.work import make_plans
 from fedpipe_profiles.plan import Plan
 from fedpipe_wire.agent_messages import Survey

@@ -3,7 +3,7 @@
 import pytest
 from run_support import LABELS, RUN, Drive, begin, evaluated, failed, scored, shape, survey, tasks, trained
 
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.run_events import (
     AgentOffline,
     AgentOnline,
     Aggregate,
@@ -17,7 +17,7 @@ from fedpipe_coordinator.run_events import (
     UpdateStored,
     WorkFailed,
 )
-from fedpipe_coordinator.run_state import IllegalTransitionError, RunState
+from fedpipe_coordinator.runs.run_state import IllegalTransitionError, RunState
 from fedpipe_wire.agent_messages import Refused
 from fedpipe_wire.coordinator_messages import Ack, EndTask, EvaluateTask, ScoreTask, SurveyTask, TrainTask
 

@@ -17,14 +17,14 @@ from office import AGENT_KEY, TOPICS, Office
 from run_support import device, job, scored, survey, trained
 
 from fedpipe_coordinator import work
-from fedpipe_coordinator.audit_sources import AuditSources
+from fedpipe_coordinator.audit.federation_audit import FederationAudit
+from fedpipe_coordinator.audit.refusals import LINES_A_MINUTE, LINES_IN_ALL, MINUTE_S, Refusals
+from fedpipe_coordinator.audit.sources import AuditSources
 from fedpipe_coordinator.exchange import TransferDone
-from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.merging import WorkError
-from fedpipe_coordinator.refusals import LINES_A_MINUTE, LINES_IN_ALL, MINUTE_S, Refusals
 from fedpipe_coordinator.registry import NOBODY
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.agent_messages import AgentMessage, Failed, Presence, Profile
 from fedpipe_wire.coordinator_messages import Welcome

@@ -10,7 +10,7 @@ import pytest
 from office import Office
 from run_support import device, evaluated, job, scored, survey
 
-from fedpipe_coordinator.records import RecordError, RunFolder
+from fedpipe_coordinator.records.run_folder import RecordError, RunFolder
 from fedpipe_wire.agent_messages import Presence, Profile
 
 

@@ -17,9 +17,9 @@ from fedpipe_coordinator.exchange import TransferDone
 from fedpipe_coordinator.housekeeping import needed_blobs
 from fedpipe_coordinator.intake import SPOILT_FETCHES
 from fedpipe_coordinator.merging import WorkError
-from fedpipe_coordinator.records import RecordsFullError, RunFolder
-from fedpipe_coordinator.run_events import Aggregate, MakePlans, Planned, Send, WorkDelayed, WorkFailed
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.records.run_folder import RecordsFullError, RunFolder
+from fedpipe_coordinator.runs.run_events import Aggregate, MakePlans, Planned, Send, WorkDelayed, WorkFailed
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_coordinator.store import StoreError
 from fedpipe_coordinator.worker import phase_failed
 from fedpipe_wire import envelope

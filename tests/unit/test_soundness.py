@@ -8,9 +8,9 @@ from run_support import evaluated, trained, training
 from safetensors.numpy import save_file
 
 from fedpipe_coordinator import work
-from fedpipe_coordinator.adapter_making import first_adapter
+from fedpipe_coordinator.aggregation.adapter_making import first_adapter
 from fedpipe_coordinator.merging import WorkError
-from fedpipe_coordinator.run_events import (
+from fedpipe_coordinator.runs.run_events import (
     AdapterChecked,
     Aggregate,
     Aggregated,
@@ -19,7 +19,7 @@ from fedpipe_coordinator.run_events import (
     UpdatesRefused,
     UpdateStored,
 )
-from fedpipe_coordinator.run_state import RunState
+from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_wire.blob_files import BlobStore
 from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.tensors import update_spec

@@ -10,10 +10,10 @@ from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputForm
 from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.consoles import result_console
 from fedpipe_coordinator.control import ControlBusyError, ControlError, ask
-from fedpipe_coordinator.enrolment_view import describe_enrolments, enrolments_table
 from fedpipe_coordinator.federation import open_files
 from fedpipe_coordinator.home import Home
-from fedpipe_coordinator.security import utc_now
+from fedpipe_coordinator.security.assembly import utc_now
+from fedpipe_coordinator.security.enrolment_view import describe_enrolments, enrolments_table
 from fedpipe_coordinator.view import agents_table
 
 

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from fedpipe_coordinator.audit import Verdict
-from fedpipe_coordinator.audit_compare import Comparison, Sent, compare, read_sent
-from fedpipe_coordinator.audit_sources import AuditSources
+from fedpipe_coordinator.audit.comparison import Comparison, Sent, compare, read_sent
+from fedpipe_coordinator.audit.sources import AuditSources
+from fedpipe_coordinator.audit.verification import Verdict
 from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home
 from fedpipe_coordinator.consoles import result_console
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
-from fedpipe_coordinator.records import RunFolder
+from fedpipe_coordinator.records.run_folder import RunFolder
 from fedpipe_coordinator.view import plain
 
 app = typer.Typer(help="Check the records of who did what.", no_args_is_help=True)

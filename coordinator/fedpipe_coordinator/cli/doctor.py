@@ -11,13 +11,13 @@ from rich.text import Text
 from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home
 from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.consoles import result_console
-from fedpipe_coordinator.credentials import load_authority
-from fedpipe_coordinator.doctor import Finding, Patient, check_files, failed
-from fedpipe_coordinator.doctor_broker import Surgery, check_broker
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
-from fedpipe_coordinator.owned_files import OwnedFileError
-from fedpipe_coordinator.security import utc_now
+from fedpipe_coordinator.security.assembly import utc_now
+from fedpipe_coordinator.security.broker_checks import Surgery, check_broker
+from fedpipe_coordinator.security.credentials import load_authority
+from fedpipe_coordinator.security.doctor import Finding, Patient, check_files, failed
+from fedpipe_coordinator.security.owned_files import OwnedFileError
 from fedpipe_coordinator.view import plain
 from fedpipe_wire.certificates import CertificateError
 

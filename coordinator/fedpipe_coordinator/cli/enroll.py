@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from fedpipe_coordinator.authority import AGENT_DAYS
+from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.cli.options import HomeOption, confirmed, find_home
 from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.consoles import progress_console
-from fedpipe_coordinator.enrolling import Enrolled, Meaning, enrol, enrolled_entry, judge
 from fedpipe_coordinator.federation import open_office
-from fedpipe_coordinator.federation_audit import FederationAudit
-from fedpipe_coordinator.owned_files import read_limited, write_owned
-from fedpipe_coordinator.security import utc_now
+from fedpipe_coordinator.security.assembly import utc_now
+from fedpipe_coordinator.security.authority import AGENT_DAYS
+from fedpipe_coordinator.security.enrolling import Enrolled, Meaning, enrol, enrolled_entry, judge
+from fedpipe_coordinator.security.owned_files import read_limited, write_owned
 from fedpipe_wire.certificates import fingerprint
 from fedpipe_wire.enrolment import MAX_FILE_BYTES, Request, check_request, decode, encode, request_fingerprint
 

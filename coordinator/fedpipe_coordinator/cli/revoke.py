@@ -5,17 +5,17 @@ from typing import Annotated
 
 import typer
 
+from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.cli.options import HomeOption, confirmed, find_home
 from fedpipe_coordinator.config import load_federation
-from fedpipe_coordinator.enrolling import DEFAULT_REASON
-from fedpipe_coordinator.enrolling import revoke as revoke_agent
-from fedpipe_coordinator.enrolment_record import MAX_REASON
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation import open_office
-from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home_lock import holder
-from fedpipe_coordinator.security import utc_now
+from fedpipe_coordinator.security.assembly import utc_now
+from fedpipe_coordinator.security.enrolling import DEFAULT_REASON
+from fedpipe_coordinator.security.enrolling import revoke as revoke_agent
+from fedpipe_coordinator.security.enrolment_record import MAX_REASON
 from fedpipe_coordinator.view import plain
 
 

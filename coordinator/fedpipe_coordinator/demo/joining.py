@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from fedpipe_coordinator.authority import AGENT_DAYS
+from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.config import load_federation
-from fedpipe_coordinator.enrolling import enrol, enrolled_entry
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation import open_office
-from fedpipe_coordinator.federation_audit import FederationAudit
 from fedpipe_coordinator.home import Home
-from fedpipe_coordinator.owned_files import read_limited, write_owned
+from fedpipe_coordinator.security.authority import AGENT_DAYS
+from fedpipe_coordinator.security.enrolling import enrol, enrolled_entry
+from fedpipe_coordinator.security.owned_files import read_limited, write_owned
 from fedpipe_wire.certificates import fingerprint
 from fedpipe_wire.enrolment import MAX_FILE_BYTES, Request, decode, encode, request_fingerprint
 

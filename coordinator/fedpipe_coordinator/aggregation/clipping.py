@@ -1,0 +1,38 @@
+"""Norm clipping: no update may move the model farther than a multiple of what the median one does.
+
+Pure. Coordinate-free: a change is scaled as a whole, its direction stays. As a bound on what one agent can do: Sun,
+Kairouz, Suresh, McMahan 2019, *Can You Really Backdoor Federated Learning?*, arXiv 1911.07963; with a bound around a
+centre, here the global adapter: Karimireddy, He, Jaggi 2021, *Learning from History for Byzantine Robust Optimization*,
+arXiv 2012.10333.
+
+Breakdown point: as for direction 0, for every agent still pulls; but none can pull farther than the bound, and that
+bound is one of honest size while fewer than half are hostile, for then the median norm lies among the honest ones.
+"""
+
+from collections.abc import Sequence
+
+from fedpipe_coordinator.aggregation.change_averaging import Place
+from fedpipe_coordinator.aggregation.medians import ENOUGH, per_unit, typical, unit
+from fedpipe_coordinator.aggregation.norms import Measured
+from fedpipe_coordinator.aggregation.round_files import UpdateFile
+
+
+def clip_factors(measured: Measured, updates: Sequence[UpdateFile], clip: float) -> dict[Place, float]:
+    """What each update's change is multiplied by: min(1, clip * median / norm), norms per unit of the plans.
+
+    The median is over this round's updates; late ones are clipped by it too. With fewer than three nobody is clipped.
+
+    Args:
+        measured: Of all updates.
+        updates: The same.
+        clip: 0 clips nobody.
+    """
+    sizes = per_unit(measured.whole, updates)
+    middle = typical([size for place, size in sizes.items() if not place[1]], ENOUGH)
+    if clip == 0 or middle is None:
+        return dict.fromkeys(sizes, 1.0)
+    bounds = {update.place: clip * middle * unit(update) for update in updates}
+    return {
+        place: 1.0 if measured.whole[place] <= bound else bound / measured.whole[place]
+        for place, bound in bounds.items()
+    }

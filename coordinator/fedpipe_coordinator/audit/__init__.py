@@ -1,0 +1,1 @@
+"""The federation's record of who did what, and the commands that check records."""

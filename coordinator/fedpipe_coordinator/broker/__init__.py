@@ -1,0 +1,1 @@
+"""The managed Mosquitto: its configuration, its process and its port."""

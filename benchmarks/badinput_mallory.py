@@ -67,6 +67,7 @@ class Mallory:
         self._dataset = dataset
         self._numbers = itertools.count(1)
         self._connected = False
+        self._shift = self._served = 0
         self._dial = partial(MqttTransport, "127.0.0.1", port, tls=tls)
         self._transport = self._dial(f"fedpipe-{self.name}")
 
@@ -294,14 +295,22 @@ class Mallory:
     def offer(self, data: bytes, **changes: Any) -> Ack:
         """Offer these bytes as the update of the present round; what comes back of it."""
         task = self.in_a_round()
-        ref = BlobRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data), chunk_bytes=CHUNK_BYTES)
+        ref, _ = self.promise(data)
         ref = ref.model_copy(update=changes.pop("ref", {}))
         self.blobs[ref.sha256] = (ref, data)
         self.say(self.trained(task, ref, **changes))
-        ack = self.wait_for(Ack, lambda ack: ack.sha256 == ref.sha256)
-        if ack.round == task.round and not ack.accepted:
+        # Bytes that do not match their name are asked for three times.
+        ack = self.wait_for(Ack, lambda ack: ack.sha256 == ref.sha256, 6 * WAIT_S)
+        if (ack.run, ack.round) == (task.run, task.round) and not ack.accepted:
             self.task = None  # the round goes on without this agent
         return ack
+
+    def promise(self, data: bytes, shift: int = 0) -> tuple[BlobRef, Callable[[], int]]:
+        """Be ready to serve bytes, under chunk numbers that are `shift` too high; the name, and how many were sent."""
+        ref = BlobRef(sha256=hashlib.sha256(data).hexdigest(), size=len(data), chunk_bytes=CHUNK_BYTES)
+        self.blobs[ref.sha256] = (ref, data)
+        self._shift, before = shift, self._served
+        return ref, lambda: self._served - before
 
     def _serve(self, sha256: str, bitmap: str) -> None:
         if sha256 not in self.blobs:
@@ -312,7 +321,9 @@ class Mallory:
         for index in range(count):
             if bits >> index & 1:
                 part = data[index * ref.chunk_bytes : (index + 1) * ref.chunk_bytes]
-                self.publish(self.topics.up_chunk(self.name, sha256, index), self.chunk(ref, index, part))
+                topic = self.topics.up_chunk(self.name, sha256, index + self._shift)
+                self.publish(topic, self.chunk(ref, index, part))
+                self._served += 1
 
 
 def plain(message: AgentMessage) -> dict[str, Any]:

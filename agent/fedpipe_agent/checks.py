@@ -13,6 +13,7 @@ from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.device import MIB, DeviceProfile
 from fedpipe_profiles.plan import Plan
 from fedpipe_wire.coordinator_messages import EvaluateTask, ScoreTask, SurveyTask, TrainTask
+from fedpipe_wire.message_values import JobTerms
 from fedpipe_wire.transfer import TransferSection
 
 
@@ -38,11 +39,11 @@ def refusal(setup: Setup, task: SurveyTask | ScoreTask | TrainTask | EvaluateTas
         known = ", ".join(sorted(setup.datasets)) or "none"
         return f"no dataset {task.terms.dataset!r} here (agent.toml maps: {known}): add [datasets.{task.terms.dataset}]"
     if isinstance(task, TrainTask | EvaluateTask):
-        return _plan_refusal(setup, task.plan)
+        return _plan_refusal(setup, task.terms, task.plan)
     return None
 
 
-def _plan_refusal(setup: Setup, plan: Plan) -> str | None:
+def _plan_refusal(setup: Setup, terms: JobTerms, plan: Plan) -> str | None:
     profile = setup.profile
     if plan.agent != profile.agent:
         return f"the plan is for agent {plan.agent!r}, this is {profile.agent!r}"
@@ -51,6 +52,13 @@ def _plan_refusal(setup: Setup, plan: Plan) -> str | None:
     limit = profile.memory_limit_bytes()
     if plan.predicted.peak_bytes > limit:
         return f"the plan expects {plan.predicted.peak_bytes / MIB:.0f} MiB, this device lends {limit / MIB:.0f} MiB"
+    if plan.batch_size not in terms.batch_sizes:
+        return f"the plan asks for batches of {plan.batch_size}, its job allows {list(terms.batch_sizes)}"
+    if plan.sequence_length > terms.sequence_length:
+        return f"the plan asks for {plan.sequence_length} tokens per example, its job for {terms.sequence_length}"
+    unsorted = [name for name, chosen in plan.components.items() if list(chosen) != sorted(set(chosen))]
+    if unsorted:
+        return f"the plan names components of {unsorted[0]} twice, or not in their order"
     outside = [name for name, chosen in plan.components.items() if any(c >= plan.global_rank for c in chosen)]
     if outside:
         return f"the plan trains components beyond the global rank {plan.global_rank} in {outside[0]}"

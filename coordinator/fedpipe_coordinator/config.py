@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from fedpipe_coordinator.broker.config import EVERYWHERE, Limits
 from fedpipe_profiles.settings_file import load_settings
-from fedpipe_profiles.values import Count, Factor, PositiveCount, PositiveSeconds, PositiveSize, Settings
+from fedpipe_profiles.values import BatchSize, Count, Factor, PositiveCount, PositiveSeconds, PositiveSize, Settings
 from fedpipe_wire.message_values import JobTerms
 from fedpipe_wire.tls import check_insecure
 from fedpipe_wire.topics import check_name
@@ -66,6 +66,7 @@ def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 RisingSizes = Annotated[tuple[PositiveSize, ...], Field(min_length=1), AfterValidator(_rising)]
+RisingBatches = Annotated[tuple[BatchSize, ...], Field(min_length=1, max_length=64), AfterValidator(_rising)]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -113,7 +114,7 @@ class TrainSection(Settings):
 
     learning_rate: Factor = 2e-3
     sequence_length: PositiveSize = Field(default=128, description="tokens per example, at most")
-    batch_sizes: RisingSizes = BATCH_SIZES
+    batch_sizes: RisingBatches = BATCH_SIZES
     examples_per_round: PositiveCount = Field(default=256, description="per agent; fewer where the deadline is near")
     balance_labels: bool = Field(
         default=True, description="classification: each silo's own mix of labels is kept out of its loss"

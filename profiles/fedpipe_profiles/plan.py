@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fedpipe_profiles.device import Bits
 from fedpipe_profiles.values import (
+    BatchSize,
     Bytes,
     Count,
     Factor,
@@ -30,7 +31,7 @@ class StepMeasurement(Value):
     """Raw figures of steps that a device really took; the memory and time models are fitted to these."""
 
     bits: Bits
-    batch_size: PositiveSize
+    batch_size: BatchSize
     sequence_length: PositiveSize = Field(description="padded tokens per example, mean over the steps")
     longest_sequence: PositiveSize | None = Field(
         default=None, description="padded tokens per example of the longest batch, where the peak was reached"
@@ -62,7 +63,7 @@ class Plan(Value):
     agent: str = Field(max_length=64)
     round: PositiveSize
     bits: Bits
-    batch_size: PositiveSize
+    batch_size: BatchSize
     gradient_checkpointing: bool
     sequence_length: PositiveSize
     learning_rate: Factor

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from fedpipe_profiles.settings_report import Key, SettingsReport, dotted, plain, shown
+from fedpipe_profiles.plain_text import plain
+from fedpipe_profiles.settings_report import Key, SettingsReport, dotted, shown
 from fedpipe_profiles.values import Settings
 
 MAX_FILE_BYTES = 1 << 18
@@ -24,8 +25,8 @@ MAX_DEPTH = 16
 """Tables and lists in one another; what settings there are needs four."""
 MAX_VALUES = 20_000
 """Labels are what there may be most of."""
-MAX_LINES = 50
-"""Of a report; nobody reads more at once."""
+MAX_LINES, MAX_LINE = 50, 1000
+"""Of a report, and characters of each; nobody reads more at once."""
 _LONG_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % MAX_DEPTH)  # noqa: UP031  # braces are the pattern's own
 _TOO_DEEP = f"not TOML that can be read: values are nested too deeply, more than {MAX_DEPTH} levels"
 S = TypeVar("S", bound=Settings)
@@ -37,7 +38,7 @@ class SettingsError(ValueError):
     def __init__(self, path: Path, problems: Sequence[str]) -> None:
         """Keep both parts; `str()` shows them as one report."""
         self.path = path
-        self.problems = tuple(map(plain, problems))
+        self.problems = tuple(plain(problem, MAX_LINE) for problem in problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         more = [f"and {len(self.problems) - MAX_LINES} more"] if len(self.problems) > MAX_LINES else []
         lines = (f"  {line}" for line in (*self.problems[:MAX_LINES], *more))

@@ -15,7 +15,6 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 _SHOWN_CHARACTERS = 80
-_LINE_CHARACTERS = 1000
 _WORDED = 200
 """Problems of which each gets words; to look for what was meant takes time."""
 _ANY_NAME = "*"
@@ -153,9 +152,3 @@ def dotted(key: Key) -> str:
     """A key as TOML writes it, with quotes where a part needs them; endless parts are cut."""
     parts = (part if _BARE_KEY.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in key)
     return ".".join(part if len(part) <= _SHOWN_CHARACTERS else f"{part[:_SHOWN_CHARACTERS]}..." for part in parts)
-
-
-def plain(text: str) -> str:
-    """A line as a terminal may show it: escaped where it holds control characters, and cut where it is endless."""
-    cut = text if len(text) <= _LINE_CHARACTERS else f"{text[:_LINE_CHARACTERS]}..."
-    return cut if cut.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in cut)

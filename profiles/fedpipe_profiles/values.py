@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 MAX_COUNT = 1 << 53
 """The whole numbers up to here are exact in a float."""
 MAX_SIZE = 1 << 31
+MAX_BATCH = 1 << 16
+"""Examples of one step; some thousands of batches are drawn at a time, and must fit a list."""
 MAX_LOSS = 1e9
 MAX_SECONDS = 1e9
 MIN_RATE = 1.0
@@ -27,6 +29,7 @@ PositiveBytes = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 """One dimension, or an index in it: a width, a rank, a length in tokens."""
 PositiveSize = Annotated[int, Field(gt=0, le=MAX_SIZE)]
+BatchSize = Annotated[int, Field(gt=0, le=MAX_BATCH)]
 Seconds = Annotated[float, Field(ge=0.0, le=MAX_SECONDS)]
 PositiveSeconds = Annotated[float, Field(gt=0.0, le=MAX_SECONDS)]
 MeasuredSeconds = Annotated[float, Field(ge=MIN_STEP_S, le=MAX_SECONDS)]

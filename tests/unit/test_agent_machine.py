@@ -218,6 +218,10 @@ def test_a_round_without_work_ends_what_is_left_of_the_one_before() -> None:
         (train_task(bits=4), "asks for 4 bits, this device supports [8, 32]"),
         (train_task(agent="b"), "is for agent 'b', this is 'a'"),
         (train_task(components={"up": (0, 4)}), "beyond the global rank 4 in up"),
+        (train_task(components={"up": (0, 0)}), "components of up twice"),
+        (train_task(components={"up": (1, 0)}), "not in their order"),
+        (train_task(batch_size=3), "batches of 3, its job allows [2]"),
+        (train_task(sequence_length=17), "17 tokens per example, its job for 16"),
         (
             train_task(predicted=Prediction(peak_bytes=1 << 31, round_s=1.0, compute_s=1.0, up_bytes=1, down_bytes=1)),
             "expects 2048 MiB, this device lends 1024 MiB",

@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedpipe_profiles.values import MAX_COUNT, Count, Loss, PositiveBytes, PositiveCount, PositiveSize, Share, Value
+from fedpipe_profiles.values import (
+    MAX_COUNT,
+    BatchSize,
+    Count,
+    Loss,
+    PositiveBytes,
+    PositiveCount,
+    PositiveSize,
+    Share,
+    Value,
+)
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
@@ -35,7 +45,7 @@ class JobTerms(Value):
     evaluation_examples: PositiveCount
     max_rank: PositiveSize
     balance_labels: bool = Field(default=False, description="keep each silo's own mix of labels out of the loss")
-    batch_sizes: tuple[PositiveSize, ...] = Field(min_length=1)
+    batch_sizes: tuple[BatchSize, ...] = Field(min_length=1, max_length=64)
     model_sha256: Sha256 | None = Field(default=None, description="fingerprint that the base model must have")
 
 

@@ -24,6 +24,7 @@ from fedpipe_agent.exit_codes import ExitCode
 from fedpipe_agent.preflight import DatasetMissingError, LibrariesMissingError, ModelMissingError
 from fedpipe_agent.probe import ProbeError
 from fedpipe_agent.train.errors import ModelError
+from fedpipe_profiles.plain_text import plain_lines
 from fedpipe_profiles.settings_file import SettingsError
 from fedpipe_wire.topics import TopicError
 from fedpipe_wire.transport import TransportError
@@ -74,6 +75,6 @@ def main() -> None:
         if code is None:
             logging.getLogger("fedpipe").exception("unexpected error")
             sys.exit(ExitCode.INTERNAL_ERROR)
-        typer.secho(f"fedpipe-agent: {error}", err=True, fg=typer.colors.RED)
+        typer.secho(f"fedpipe-agent: {plain_lines(str(error))}", err=True, fg=typer.colors.RED)
         typer.secho(f"  (exit code {int(code)}: {code.help})", err=True, dim=True)
         sys.exit(code)

@@ -21,6 +21,7 @@ from fedpipe_agent.probe import probe_device
 from fedpipe_agent.seals import Seals
 from fedpipe_agent.state_folder import StateFolder
 from fedpipe_profiles.device import MIB
+from fedpipe_profiles.plain_text import plain
 from fedpipe_wire.mqtt import MqttTransport
 from fedpipe_wire.topics import Topics
 
@@ -92,5 +93,5 @@ def open_passport(settings: AgentSettings) -> Enrolled | Unsigned:
 
 def _log(text: str) -> None:
     stamp = datetime.now().astimezone().isoformat(timespec="seconds")
-    sys.stderr.write(f"{stamp} {text}\n")
+    sys.stderr.write(f"{stamp} {plain(text)}\n")  # the coordinator writes some of it
     sys.stderr.flush()

@@ -25,6 +25,7 @@ from fedpipe_coordinator.cli import (
 )
 from fedpipe_coordinator.errors import exit_code_of
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_profiles.plain_text import plain_lines
 
 app = typer.Typer(
     name="fedpipe",
@@ -59,6 +60,6 @@ def main() -> None:
         if code is None:
             logging.getLogger("fedpipe").exception("unexpected error")
             sys.exit(ExitCode.INTERNAL_ERROR)
-        typer.secho(f"fedpipe: {error}", err=True, fg=typer.colors.RED)
+        typer.secho(f"fedpipe: {plain_lines(str(error))}", err=True, fg=typer.colors.RED)
         typer.secho(f"  (exit code {int(code)}: {code.help})", err=True, dim=True)
         sys.exit(code)

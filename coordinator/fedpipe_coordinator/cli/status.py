@@ -4,10 +4,12 @@ import json
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home
 from fedpipe_coordinator.consoles import result_console
 from fedpipe_coordinator.control import ask
+from fedpipe_profiles.plain_text import plain
 
 
 def status(home: HomeOption = None, output: FormatOption = OutputFormat.TABLE) -> None:
@@ -31,7 +33,7 @@ def status(home: HomeOption = None, output: FormatOption = OutputFormat.TABLE) -
             f"{entry['round']}/{entry['rounds']}",
             _metric(entry["initial_metric"]),
             _metric(entry["final_metric"]),
-            entry["note"],
+            Text(plain(entry["note"])),  # agents write some of it, and rich would read it as markup
         )
     result_console().print(table)
 

@@ -10,6 +10,7 @@ from fedpipe_coordinator.cli.options import find_home
 from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.consoles import progress_console
 from fedpipe_coordinator.serve import Server
+from fedpipe_profiles.plain_text import plain
 
 
 def up(
@@ -23,7 +24,11 @@ def up(
     """
     place = find_home(home)
     console = progress_console()
-    with Server(place, load_federation(place.settings), log=lambda text: console.print(text, markup=False)) as server:
+
+    def log(text: str) -> None:
+        console.print(plain(text), markup=False)  # agents write some of it
+
+    with Server(place, load_federation(place.settings), log=log) as server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.request_stop())
         server.serve()

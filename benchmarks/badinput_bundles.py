@@ -104,7 +104,7 @@ def _files(mint: Mint) -> dict[str, tuple[Make, str]]:
     leaf = mint.issue("login", name=FEDERATION)
     return {
         "not there": (lambda _: None, "cannot be read"),
-        "a folder": (lambda path: path.mkdir(), "is no file"),
+        "a folder": (lambda path: path.mkdir(), "Is a directory"),
         "a FIFO that nobody writes to": (pipe, "is no file"),
         "/dev/zero": (device, "is no file"),
         "a loop of links": (loop, "cannot be read"),

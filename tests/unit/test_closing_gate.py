@@ -11,11 +11,11 @@ import pytest
 from round_problems import SHAPE as TINY
 from round_problems import write_global
 from round_problems import write_update as write_tiny
-from run_support import Drive, ref, trained, training
+from run_support import Drive, failed, plan, ref, trained, training
 from safetensors.numpy import load_file, save_file
 
 from fedpipe_coordinator import work
-from fedpipe_coordinator.aggregation.adapter_making import first_adapter
+from fedpipe_coordinator.aggregation.adapter_making import first_adapter, update_file
 from fedpipe_coordinator.aggregation.closing_gate import beyond_bound
 from fedpipe_coordinator.aggregation.norms import Measured, measure
 from fedpipe_coordinator.aggregation.round_files import UpdateFile
@@ -105,6 +105,15 @@ def test_late_updates_are_judged_and_are_nobodys_measure() -> None:
     assert sorted(found) == [("b", True), ("c", True)]
 
 
+def test_late_updates_make_no_room_for_a_large_one() -> None:
+    """Fifty times the three others; with what those brought late, ten times as large, the median would allow it."""
+    updates = [UpdateFile(agent, 10, FILE, {"w": (0,)}) for agent in "abcd"]
+    seen = {"w": {update.place: 1.0 for update in updates} | {("d", False): 50.0}}
+    updates += [replace(update, base=FILE) for update in updates[:3]]
+    seen["w"] |= {(agent, True): 9.9 for agent in "abc"}
+    assert list(beyond_bound(Measured(seen, {}, ()), updates, 10.0)) == [("d", False)]
+
+
 @pytest.mark.parametrize("hostile", [1, 2])
 def test_fewer_than_half_cannot_have_an_honest_one_refused(tmp_path: Path, hostile: int) -> None:
     start = write_global(tmp_path, np.random.default_rng(1))
@@ -136,16 +145,16 @@ class Round:
 
     def bring(self, *agents: str, salt: str = "") -> None:
         for name in agents:
-            plan = self.drive.member(name).plan
-            assert plan is not None
+            asked = self.drive.member(name).plan
+            assert asked is not None
             assert self.state.shape is not None
             assert self.state.adapter is not None
             before = load_file(self.blobs.path(self.state.adapter.sha256))
             numbers = np.random.default_rng([*name.encode(), *salt.encode()])
             step = 0.1 * (1000 if name in self.wild and not salt else 1)
             tensors = {}
-            for each, spec in update_spec(self.state.shape, plan).items():
-                indices = list(plan.components.get(each.rpartition(".")[0], ()))
+            for each, spec in update_spec(self.state.shape, asked).items():
+                indices = list(asked.components.get(each.rpartition(".")[0], ()))
                 own = before[each]
                 if each.endswith("lora_A"):
                     own = own[indices]
@@ -247,6 +256,26 @@ def test_too_few_are_left_and_the_round_is_planned_again_for_those_refused(tmp_p
     round_.bring("d", salt="mended")
     assert sorted(round_.drive.all(Aggregate)[-1].updates) == list("abcd")
     assert isinstance(round_.work(), Aggregated)
+
+
+def test_who_gives_up_the_round_after_a_refusal_is_answered_for_what_it_offered_anew(tmp_path: Path) -> None:
+    round_ = Round(tmp_path, "abcd", wild="d", min_agents=4)
+    round_.bring(*"abcd")
+    round_.drive(round_.work())
+    round_.drive(Ticked(), after_s=60.0)
+    round_.drive.plan()
+    anew = trained("d", 1, "anew")
+    round_.drive.hear("d", anew)
+    round_.drive.hear("d", failed(1, "data", "the files are gone"))
+    last = round_.drive.asked("d", Ack)[-1]
+    assert (last.sha256, last.accepted) == (anew.update.sha256, False)
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(2, 6), (5, 3), (64, 1)])
+def test_how_many_steps_were_to_be_taken_is_no_word_of_the_sender(batch_size: int, steps: int) -> None:
+    """Twelve examples in batches; whoever claims more steps may not move farther for it."""
+    claimed = trained("a", 1).model_copy(update={"steps": 10**6})
+    assert update_file("a", plan("a", 1, batch_size=batch_size), claimed, FILE).steps == steps
 
 
 def test_a_refusal_of_another_round_or_of_an_update_that_is_not_in_it_changes_nothing(tmp_path: Path) -> None:

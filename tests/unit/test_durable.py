@@ -16,8 +16,10 @@ def test_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(OSError, match="no file"):
             read_file(path, 10)
+    with pytest.raises(IsADirectoryError):
+        read_file(tmp_path, 10)
     with pytest.raises(FileNotFoundError):
         read_file(tmp_path / "nothing", 10)

@@ -178,6 +178,14 @@ def test_krum_leaves_out_whole_agents_with_what_they_bring_late() -> None:
     assert found.text().startswith("left out by multi-krum: ")
 
 
+def test_what_an_agent_brings_late_and_in_time_is_one_vote_of_their_mean() -> None:
+    """Both at 1, so its vote is at 1, beside b; their sum would be at 2, far from all."""
+    updates = [*files(*"abcde"), *(replace(each, base=FILE) for each in files("a"))]
+    points = np.array([1.0, 1.0, 1.01, 1.5, 0.3, 100.0])  # a, a late, b, c, d, e
+    seen = replace(measured(updates, *[1.0] * 6), products=np.outer(points, points))
+    assert treat(updates, settings_of(rule="multi-krum", clip=0.0), seen).left_out == ("c", "d", "e")
+
+
 # --- files ------------------------------------------------------------------------------------------------------
 
 

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.badinput_cases import AcceptedError, CrashedError
 from benchmarks.processes import KIB
 
+Make = Callable[[Path], None]
+"""Puts something at a path."""
 LIMIT_S = 30.0
 POLL_S = 0.02
 _TRACES = ("Traceback (most recent call last)", 'File "')
@@ -61,12 +63,12 @@ class Commands:
         self.peak_bytes = max(self.peak_bytes, peak)
         return Ended(code, log.read_bytes().decode(errors="backslashreplace"), peak)
 
-    def refusal(self, arguments: Sequence[str], code: int, accepting: Sequence[int | None]) -> str:
+    def refusal(self, arguments: Sequence[str], codes: Sequence[int], accepting: Sequence[int | None]) -> str:
         """What a command says that must refuse its file.
 
         Args:
             arguments: Of `python -m`.
-            code: The documented exit code of the refusal.
+            codes: The documented exit codes of a refusal.
             accepting: What it ends with where it has taken the file.
 
         Raises:
@@ -79,8 +81,8 @@ class Commands:
             raise CrashedError(f"a traceback: {ended.said[-300:]}")
         if ended.code in accepting:
             raise AcceptedError(f"exit code {ended.code}: {ended.said[-300:]}")
-        if ended.code != code:
-            raise CrashedError(f"exit code {ended.code}, expected {code}: {ended.said[-300:]}")
+        if ended.code is None or ended.code not in codes:
+            raise CrashedError(f"exit code {ended.code}, expected {list(codes)}: {ended.said[-300:]}")
         written = _listing(self.folder) - before
         if written:
             raise AcceptedError(f"it wrote {sorted(written)[:3]}")
@@ -105,3 +107,35 @@ def _listing(folder: Path) -> set[tuple[str, int, int]]:
     """Every file below a folder, with its size and the time of its last change."""
     found = ((str(path), path.lstat()) for path in folder.rglob("*"))
     return {(path, status.st_size, status.st_mtime_ns) for path, status in found}
+
+
+def text(content: str | bytes) -> Make:
+    """A file of this content."""
+
+    def make(path: Path) -> None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return make
+
+
+def loop(path: Path) -> None:
+    """A link to itself."""
+    path.symlink_to(path.name)
+
+
+def device(path: Path) -> None:
+    """A link to what never ends."""
+    path.symlink_to("/dev/zero")
+
+
+def pipe(path: Path) -> None:
+    """A FIFO that nobody writes to."""
+    os.mkfifo(path)
+
+
+def clear(path: Path) -> None:
+    """Remove what one of these has made."""
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)

@@ -3,14 +3,14 @@
 Owns the files of these three kinds. A refusal ends with the documented exit code and a message that names the file.
 """
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from benchmarks.badinput_cases import Case
-from benchmarks.badinput_commands import Commands
+from benchmarks.badinput_commands import Commands, Make, clear, device, loop, pipe
+from benchmarks.badinput_commands import text as _text
 from fedpipe_agent.exit_codes import ExitCode as AgentExit
 from fedpipe_coordinator.exit_codes import ExitCode
 
@@ -42,28 +42,11 @@ insecure = true
 """
 ESCAPE = "\\u001b]0;owned\\u0007\\u001b[2J"
 """As TOML writes what sets a terminal's title and clears it."""
-Text = str | bytes
-Make = Callable[[Path], None]
-
-
-def _text(text: Text) -> Make:
-    def make(path: Path) -> None:
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-
-    return make
 
 
 def _changed(base: str, old: str, new: str) -> Make:
     assert old in base, old
     return _text(base.replace(old, new))
-
-
-def _loop(path: Path) -> None:
-    path.symlink_to(path.name)
-
-
-def _device(path: Path) -> None:
-    path.symlink_to("/dev/zero")
 
 
 NOT_TOML = "not TOML"
@@ -72,9 +55,9 @@ ANY: Mapping[str, tuple[Make, str]] = {
     "not there": (lambda _: None, "no such file"),
     "empty": (_text(""), "missing; it has no default"),
     "a folder": (lambda path: path.mkdir(), "is a folder"),
-    "a FIFO that nobody writes to": (os.mkfifo, "is no file"),
-    "/dev/zero": (_device, "is no file"),
-    "a loop of links": (_loop, "cannot be read"),
+    "a FIFO that nobody writes to": (pipe, "is no file"),
+    "/dev/zero": (device, "is no file"),
+    "a loop of links": (loop, "cannot be read"),
     "zeros": (_text(bytes(1000)), NOT_TOML),
     "not UTF-8": (_text(b'name = "\xff\xfe"\n'), "not UTF-8: byte 0xff on line 1"),
     "UTF-16": (_text('name = "a"\n'.encode("utf-16")), "not UTF-8"),
@@ -248,12 +231,9 @@ def _try(commands: Commands, kind: Kind, make: Make) -> str:
     path.unlink(missing_ok=True)
     make(path)
     try:
-        return commands.refusal(kind.arguments, kind.refused, kind.taken)
+        return commands.refusal(kind.arguments, (kind.refused,), kind.taken)
     finally:
-        if path.is_dir() and not path.is_symlink():
-            path.rmdir()
-        else:
-            path.unlink(missing_ok=True)
+        clear(path)
         if before is not None:
             path.write_bytes(before)
 

@@ -14,7 +14,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.badinput_cases import AcceptedError, Case
-from benchmarks.badinput_tyrant import AGENT, RANK, SHAPE, TERMS, Court, adapter_bytes
+from benchmarks.badinput_tyrant import AGENT, SHAPE, TERMS, Court, adapter_bytes
+from benchmarks.badinput_yard import RANK
 from fedpipe_profiles.plan import Prediction
 from fedpipe_wire.agent_messages import Refused, Trained
 from fedpipe_wire.blob_bits import encode_bitmap
@@ -45,7 +46,7 @@ PLANS: Mapping[str, tuple[dict[str, Any], str]] = {
     "components beyond the global rank": ({"components": {FIRST: (0, RANK)}}, "beyond the global rank"),
     "component 2^31": ({"components": {FIRST: (0, 1 << 31)}}, "beyond the global rank"),
     "a component 50,000 times": ({"components": {FIRST: (0,) * 50_000}}, "twice"),
-    "a weight that there is not": ({"components": {"../../etc": (0,)}}, "failed .*model has no weight"),
+    "a weight that there is not": ({"components": {"../../etc": (0,)}}, "failed"),
     "a global rank that the adapter has not": ({"global_rank": 1 << 31, "components": {FIRST: (9,)}}, "failed"),
     "a deadline of a moment": ({"deadline_s": 1e-9}, "s are left of"),
 }
@@ -81,16 +82,17 @@ FIELDS: Mapping[str, tuple[tuple[str, ...], Any, str]] = {
     "an adapter of no bytes": (("adapter", "size"), 0, MALFORMED),
     "an adapter of 10^400 bytes": (("adapter", "size"), 10**400, MALFORMED),
 }
+END = b'{"type": "end-task", "run": "r", "reason": ""}'
 RAW: Mapping[str, tuple[str, bytes, str]] = {
     "nothing": ("task", b"", MALFORMED),
     "lists 400,000 deep": ("task", b"[" * 400_000, MALFORMED),
     "one byte too many": ("task", b" " * 1_000_001, "at most 1000000"),
     "not UTF-8": ("task", b'{"type": "\xff"}', MALFORMED),
     "an agent's message": ("task", b'{"type": "refused", "run": "r", "round": 0, "reason": ""}', MALFORMED),
-    "an end among acknowledgements": ("ack", b'{"type": "end-task", "run": "r", "reason": ""}', "belongs on 'task'"),
+    "an end among acknowledgements": ("ack", END, "belongs on 'task'"),
     "a channel that there is not": (
         "command",
-        b'{"type": "end-task", "run": "r", "reason": ""}',
+        END,
         "refused what came on",
     ),
     "a welcome of 10,000 characters": (
@@ -200,8 +202,7 @@ SEALS: Mapping[str, tuple[Callable[[Court, str, bytes], dict[str, str]], bool, s
 }
 
 
-def _silent(court: Court, message: Callable[[Court], CoordinatorMessage]) -> str:
-    word = message(court)
+def _silent(court: Court, word: CoordinatorMessage) -> str:
     return court.said_of(lambda: court.tyrant.send(COORDINATOR_CHANNELS[type(word)], encode(word)))
 
 
@@ -276,16 +277,16 @@ def _words(court: Court) -> Iterator[tuple[str, Callable[[], str], str]]:
     unknown = "d" * 64
     quiet: Mapping[str, tuple[CoordinatorMessage, str]] = {
         "a request for a blob that it has not": (BlobRequest(sha256=unknown, bitmap="AA=="), "not offered here"),
-        "an acknowledgement of nothing": (Ack(run="r", round=1, sha256=unknown, accepted=True), "^nothing$"),
+        "an acknowledgement of nothing": (Ack(run="r", round=1, sha256=unknown, accepted=True), "nothing to do"),
         "a refusal of nothing, with a terminal escape": (
             Ack(run="r", round=1, sha256=unknown, accepted=False, reason=ESCAPE),
-            "^nothing$",
+            "is not in the outbox",
         ),
         "the end of a run that it has not": (EndTask(run="nobody", reason=ESCAPE), "^nothing$"),
         "a welcome for somebody else": (Welcome(session="x" * 64), "^nothing$"),
     }
     for name, (message, says) in quiet.items():
-        yield name, partial(_silent, court, lambda _court, message=message: message), says
+        yield name, partial(_silent, court, message), says
     yield "a task that was overtaken", partial(_overtaken, court), "has seen round 5 already"
     for name, retain in (("a chunk", False), ("a chunk to keep", True)):
         topic = court.tyrant.topics.broadcast_chunk(unknown, 0)

@@ -22,9 +22,9 @@ from benchmarks.badinput_yard import MODEL, RANK, Log, Yard
 from benchmarks.echo_trainer import echo_shape
 from benchmarks.fleet import DATASET, FEDERATION, Fleet
 from fedpipe_coordinator.broker.managed import ManagedBroker
-from fedpipe_coordinator.security.credentials import Credentials, load_credentials
 from fedpipe_coordinator.federation import guard_of
 from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.security.credentials import Credentials, load_credentials
 from fedpipe_profiles.plan import Plan, Prediction
 from fedpipe_wire.agent_messages import AgentMessage, BlobMissing, Failed, Presence, Profile, Refused, Survey, Trained
 from fedpipe_wire.blob_bits import decode_bitmap

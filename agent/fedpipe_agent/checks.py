@@ -11,6 +11,7 @@ from typing import Literal
 from fedpipe_agent.trainer_protocol import OpenRequest
 from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.device import MIB, DeviceProfile
+from fedpipe_profiles.plain_text import plain
 from fedpipe_profiles.plan import Plan
 from fedpipe_wire.coordinator_messages import EvaluateTask, ScoreTask, SurveyTask, TrainTask
 from fedpipe_wire.message_values import JobTerms
@@ -37,7 +38,8 @@ def refusal(setup: Setup, task: SurveyTask | ScoreTask | TrainTask | EvaluateTas
         return "outside of the hours that [limits] hours allows on this machine"
     if task.terms.dataset not in setup.datasets:
         known = ", ".join(sorted(setup.datasets)) or "none"
-        return f"no dataset {task.terms.dataset!r} here (agent.toml maps: {known}): add [datasets.{task.terms.dataset}]"
+        asked = plain(task.terms.dataset)
+        return f"no dataset '{asked}' here (agent.toml maps: {known}): add [datasets.{asked}]"
     if isinstance(task, TrainTask | EvaluateTask):
         return _plan_refusal(setup, task.terms, task.plan)
     return None

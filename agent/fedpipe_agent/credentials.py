@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedpipe_agent import key_folder
+from fedpipe_agent.durable import read_file
 from fedpipe_agent.errors import ExpiredError, ForeignBundleError, KeyFilesError, NotJoinedError, unusable
 from fedpipe_agent.key_folder import BUNDLE, CURRENT, NEXT, Keys
 from fedpipe_wire.certificates import (
@@ -164,9 +165,7 @@ def _shown(authority: x509.Certificate | None) -> str:
 
 def _read(path: Path, refused: type[Exception], remedy: str) -> Bundle:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        return decode(Bundle, data)
+        return decode(Bundle, read_file(path, MAX_FILE_BYTES + 1))
     except OSError as error:
         raise refused(f"{path} cannot be read: {error.strerror}") from None
     except EnrolmentError as error:

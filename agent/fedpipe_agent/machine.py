@@ -217,8 +217,10 @@ def _ended(state: AgentState, task: EndTask) -> Outcome:
         state = state.remembering(ended=(*memory.ended, task.run)[-MAX_ENDED_RUNS:])
     mine = state.opened_for == task.run or (state.task is not None and state.task.run == task.run)
     # What is still offered will not be fetched any more.
-    dropped = tuple(DropUpdate(trained.update.sha256) for trained in memory.outbox if trained.run == task.run)
-    if not mine and not dropped:
+    kept = {trained.update.sha256 for trained in memory.outbox if trained.run != task.run}
+    ended = {trained.update.sha256 for trained in memory.outbox if trained.run == task.run}
+    dropped = tuple(DropUpdate(sha256) for sha256 in sorted(ended - kept))  # two runs may have made the same bytes
+    if not mine and not ended:
         return state, ()
     stopped = (StopTrainer("the run is over"),) if mine else ()
     return forget_run(state, task.run), (*stopped, *dropped, Tidy(), Log(f"run {task.run}: {task.reason}"))

@@ -5,7 +5,7 @@ Owns both files' content; neither holds a secret.
 
 from pathlib import Path
 
-from fedpipe_agent.durable import write_durably
+from fedpipe_agent.durable import read_file, write_durably
 from fedpipe_agent.errors import KeyFilesError, StateFolderError
 from fedpipe_agent.key_folder import Keys
 from fedpipe_wire.enrolment import MAX_FILE_BYTES, EnrolmentError, Request, check_request, decode, encode, make_request
@@ -42,8 +42,7 @@ def write_request(path: Path, name: str, keys: Keys, renewed: Keys | None = None
 
 def _read(path: Path) -> Request | None:
     try:
-        with path.open("rb") as file:
-            return decode(Request, file.read(MAX_FILE_BYTES + 1))
+        return decode(Request, read_file(path, MAX_FILE_BYTES + 1))
     except FileNotFoundError:
         return None
     except EnrolmentError as error:

@@ -201,6 +201,18 @@ def test_the_end_of_a_run_drops_an_update_that_nobody_fetched() -> None:
     assert DropUpdate(update) in agent.task(end_task())
 
 
+def test_the_end_of_a_run_leaves_an_update_whose_bytes_another_run_made_too() -> None:
+    agent = _training()
+    agent.work()
+    (offered,) = agent.state.memory.outbox
+    again = offered.model_copy(update={"run": f"{RUN}-2"})
+    agent.state = replace(agent.state, memory=agent.state.memory.model_copy(update={"outbox": (offered, again)}))
+    assert DropUpdate(offered.update.sha256) not in agent.task(end_task(RUN))
+    assert agent.state.memory.outbox == (again,)
+    assert DropUpdate(offered.update.sha256) in agent.task(end_task(again.run))
+    assert agent.state.memory.outbox == ()
+
+
 def test_a_round_without_work_ends_what_is_left_of_the_one_before() -> None:
     agent = _training()
     assert asked(agent.task(idle_task(2))) == ["stop"]

@@ -90,6 +90,7 @@ memory_mb = 100
 threads = 0
 """
 
+PLAIN = 'name = "a"\nfederation = "f"\n[broker]\nhost = "127.0.0.1"\ninsecure = true\n'
 COMMANDS: dict[str, tuple[list[str], ExitCode, list[str]]] = {
     "all problems of a job in one report": (
         ["run", "@misspelt.toml", "--home", "@home", "-s", "adapter.rank=4"],

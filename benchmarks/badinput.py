@@ -2,8 +2,8 @@
 
     python -m benchmarks.badinput [--only KIND] [--json FILE] [--seed N]
 
-Every case is refused with its documented error, or it counts as a failure: `accepted`, `crashes`, or `unclear` where the
-answer is not the documented one, or is nothing that a person can read. The kinds, and where they come to:
+Every case is refused with its documented error, or it counts as a failure: `accepted`, `crashes`, or `unclear` where
+the answer is not the documented one, or is nothing that a person can read. The kinds, and where they come to:
 
     update                                      the gate, in a process of its own
     job file, agent file, federation file       the command lines that read them

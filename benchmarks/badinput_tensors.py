@@ -164,7 +164,7 @@ FILES: Mapping[str, tuple[Callable[[], bytes], str]] = {
     "lists 100,000 deep": (lambda: _deep(100_000), NOT_JSON),
     "objects 10,000 deep": (lambda: _header(b'{"a":' * 10_000), NOT_JSON),
     "a number of 10,000 digits": (lambda: _header(b'{"up.lora_A":' + b"9" * 10_000 + b"}"), NOT_JSON),
-    "15,000 tensors of nothing": (lambda: _wide(15_000), UNFIT),
+    "15,000 tensors of nothing": (lambda: _wide(15_000), "at most 5 are read"),
     "a name twice": (_twice, "a name occurs twice"),
     "a path as a name": (lambda: _renamed("../../etc/passwd"), UNFIT),
     "a name with terminal escapes": (lambda: _renamed("\x1b]0;owned\x07\x1b[2J"), UNFIT),

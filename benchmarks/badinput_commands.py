@@ -38,13 +38,13 @@ class Commands:
 
     Attributes:
         folder: Where the files are; nothing in it may change by a refused command.
-        peak_bytes: The largest resident set of any command so far.
+        peaks: The largest resident set of each command so far, in bytes.
         limit_s: How long a command may take.
     """
 
     folder: Path
     limit_s: float = LIMIT_S
-    peak_bytes: int = field(default=0, init=False)
+    peaks: list[int] = field(default_factory=list, init=False)
 
     def run(self, *arguments: str) -> Ended:
         """`python -m ARGUMENTS` to its end, or to `limit_s`."""
@@ -60,8 +60,12 @@ class Commands:
                 start_new_session=True,
             )
             code, peak = _wait(process, self.limit_s)
-        self.peak_bytes = max(self.peak_bytes, peak)
+        self.peaks.append(peak)
         return Ended(code, log.read_bytes().decode(errors="backslashreplace"), peak)
+
+    def growth_bytes(self) -> int:
+        """How much more the most hungry command took than the least: all of them load the same program."""
+        return max(self.peaks, default=0) - min(self.peaks, default=0)
 
     def refusal(self, arguments: Sequence[str], codes: Sequence[int], accepting: Sequence[int | None]) -> str:
         """What a command says that must refuse its file.

@@ -219,12 +219,6 @@ KINDS = (
 )
 
 
-def prepare(folder: Path) -> None:
-    """A folder with a good federation.toml: a good job is refused for no other reason than that nobody runs it."""
-    folder.mkdir(parents=True)
-    (folder / "federation.toml").write_text(FEDERATION)
-
-
 def _try(commands: Commands, kind: Kind, make: Make) -> str:
     path = commands.folder / kind.file
     before = path.read_bytes() if path.exists() else None
@@ -239,19 +233,13 @@ def _try(commands: Commands, kind: Kind, make: Make) -> str:
 
 
 def cases(commands: Commands) -> list[Case]:
-    """All of these kinds; `commands` works in a folder that `prepare` made."""
+    """All of these kinds; puts a good federation.toml into the folder where the commands work.
+
+    So a good job would be refused for no other reason than that no coordinator runs.
+    """
+    (commands.folder / "federation.toml").write_text(FEDERATION)
     return [
         Case(kind.name, name, partial(_try, commands, kind, make), says)
         for kind in KINDS
         for name, (make, says) in kind.files.items()
     ]
-
-
-def baseline_bytes(commands: Commands) -> int:
-    """What the largest of these commands takes that has nothing to refuse; the good job finds no coordinator."""
-    path = commands.folder / "job.toml"
-    path.write_text(JOB)
-    ended = commands.run("fedpipe_coordinator", "run", "job.toml", "--home", ".")
-    path.unlink()
-    assert ended.code == ExitCode.COORDINATOR_NOT_RUNNING, ended
-    return ended.peak_bytes

@@ -1,13 +1,12 @@
 """Mallory: an agent of the federation that says whatever a case wants it to, straight over MQTT.
 
-Owns its session and its honest words: it joins, answers surveys and scores as the echo does, and keeps the task that it
-is given for the cases. One thread uses it; nothing happens but while one of its methods runs.
+Owns its session: it joins, answers surveys and scores as the echo does, and keeps the task that it is given for the
+cases. One thread uses it; nothing happens but while one of its methods runs.
 """
 
 import contextlib
 import hashlib
 import itertools
-import json
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -16,11 +15,8 @@ from queue import Empty
 from typing import Any, TypeVar
 
 from benchmarks.badinput_cases import CrashedError
-from benchmarks.echo_trainer import HELD_OUT_EXAMPLES, TRAIN_EXAMPLES, echo_shape
-from fedpipe_profiles.contribution import Contribution
-from fedpipe_profiles.device import BandwidthRate, DeviceProfile, Host, MatmulRate
-from fedpipe_profiles.plan import StepMeasurement
-from fedpipe_wire.agent_messages import AgentMessage, Presence, Profile, Refused, Scored, Survey, Trained
+from benchmarks.badinput_honest import profile, scored, survey, trained
+from fedpipe_wire.agent_messages import AgentMessage, Presence, Profile, Refused
 from fedpipe_wire.blob_bits import decode_bitmap
 from fedpipe_wire.coordinator_messages import (
     Ack,
@@ -32,7 +28,7 @@ from fedpipe_wire.coordinator_messages import (
     TrainTask,
     Welcome,
 )
-from fedpipe_wire.message_values import BlobRef, JobTerms
+from fedpipe_wire.message_values import BlobRef
 from fedpipe_wire.messages import AGENT_CHANNELS, MessageError, decode_from_coordinator, encode
 from fedpipe_wire.mqtt import MqttTransport
 from fedpipe_wire.sealing import Sealer
@@ -64,7 +60,7 @@ class Mallory:
         self.blobs: dict[str, tuple[BlobRef, bytes]] = {}
         self.chunk: Callable[[BlobRef, int, bytes], bytes] = lambda _ref, _index, data: data
         self.instead: Callable[[AgentMessage], AgentMessage] = lambda message: message
-        self._dataset = dataset
+        self.dataset = dataset
         self._numbers = itertools.count(1)
         self._connected = False
         self._shift = self._served = 0
@@ -78,7 +74,7 @@ class Mallory:
         self.until("a connection", lambda: self._connected)
         self.say(Presence(state="online", session=f"session-{self.name}"), retain=True)
         self.wait_for(Welcome)
-        self.say(Profile(profile=self.profile()), retain=True)
+        self.say(Profile(profile=profile(self.name, self.dataset)), retain=True)
 
     def leave(self) -> None:
         """Say goodbye."""
@@ -203,79 +199,14 @@ class Mallory:
             case BlobRequest(sha256=sha256, bitmap=bitmap):
                 self._serve(sha256, bitmap)
             case SurveyTask(run=run, terms=terms):
-                self.say(self.instead(self.survey(run, terms)))
+                self.say(self.instead(survey(run, terms)))
             case ScoreTask(run=run, terms=terms):
-                self.say(self.instead(self.scored(run, terms)))
+                self.say(self.instead(scored(run, terms)))
             case TrainTask():
                 self.task = message
             case _:
                 pass
         self.heard.append(message)
-
-    # --- honest words -----------------------------------------------------------------------------------------------
-
-    def profile(self) -> DeviceProfile:
-        """Of a machine that is like the good agent's."""
-        return DeviceProfile(
-            agent=self.name,
-            host=Host(cpu="fixed", threads=1, total_bytes=64 * GIB, free_bytes=48 * GIB),
-            supported_bits=(32,),
-            matmul=(MatmulRate(dtype="float32", shape=(8, 8, 8), flops_per_s=1e12, repeats=3, relative_spread=0.0),),
-            bandwidth=BandwidthRate(bytes_per_s=1e10, buffer_bytes=GIB, repeats=3, relative_spread=0.0),
-            datasets=(self._dataset,),
-        )
-
-    def survey(self, run: str, terms: JobTerms) -> Survey:
-        """As the echo's."""
-        return Survey(
-            run=run,
-            shape=echo_shape(terms.model),
-            train_examples=TRAIN_EXAMPLES,
-            held_out_examples=HELD_OUT_EXAMPLES,
-            mean_tokens=float(terms.sequence_length),
-        )
-
-    def scored(self, run: str, terms: JobTerms) -> Scored:
-        """As the echo's."""
-        curve = tuple(2.0 - 0.5**k for k in range(terms.max_rank))
-        curves = {weight.name: curve for weight in echo_shape(terms.model).weights}
-        return Scored(
-            run=run,
-            contribution=Contribution(examples=TRAIN_EXAMPLES, curves=curves),
-            measurements=(self.measurement(terms),),
-        )
-
-    @staticmethod
-    def measurement(terms: JobTerms) -> StepMeasurement:
-        """Of steps that nobody took."""
-        return StepMeasurement(
-            bits=32,
-            batch_size=terms.batch_sizes[0],
-            sequence_length=terms.sequence_length,
-            gradient_checkpointing=False,
-            trainable_parameters=1000,
-            side_parameters=0,
-            steps=4,
-            step_s=0.001,
-            evaluation_example_s=0.0001,
-            peak_bytes=1 << 20,
-            context_bytes=1 << 20,
-        )
-
-    def trained(self, task: TrainTask, ref: BlobRef, **changes: Any) -> Trained:
-        """The offer of an update for a task."""
-        fields: dict[str, Any] = {
-            "run": task.run,
-            "round": task.round,
-            "update": ref,
-            "examples": task.plan.examples,
-            "steps": 1,
-            "train_loss": 1.0,
-            "measurement": self.measurement(task.terms),
-            "download_s": 0.1,
-            "compute_s": 0.1,
-        }
-        return Trained(**fields | changes)
 
     # --- rounds -----------------------------------------------------------------------------------------------------
 
@@ -298,7 +229,7 @@ class Mallory:
         ref, _ = self.promise(data)
         ref = ref.model_copy(update=changes.pop("ref", {}))
         self.blobs[ref.sha256] = (ref, data)
-        self.say(self.trained(task, ref, **changes))
+        self.say(trained(task, ref, **changes))
         # Bytes that do not match their name are asked for three times.
         ack = self.wait_for(Ack, lambda ack: ack.sha256 == ref.sha256, 6 * WAIT_S)
         if (ack.run, ack.round) == (task.run, task.round) and not ack.accepted:
@@ -324,9 +255,3 @@ class Mallory:
                 topic = self.topics.up_chunk(self.name, sha256, index + self._shift)
                 self.publish(topic, self.chunk(ref, index, part))
                 self._served += 1
-
-
-def plain(message: AgentMessage) -> dict[str, Any]:
-    """A message as data that a case may change."""
-    found: dict[str, Any] = json.loads(encode(message))
-    return found

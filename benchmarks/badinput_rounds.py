@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.badinput_cases import AcceptedError, Case
+from benchmarks.badinput_honest import trained
 from benchmarks.badinput_yard import MODEL, Yard
 from benchmarks.echo_trainer import echo_shape
 from fedpipe_wire.agent_messages import Ahead, Evaluated, Failed, Refused, Survey
@@ -90,7 +91,7 @@ def _other_bytes(yard: Yard) -> str:
     task, said = mallory.in_a_round(), ""
     ref, _ = mallory.promise(good(task, 0.04))
     yard.log.news()
-    mallory.say(mallory.trained(task, ref))
+    mallory.say(trained(task, ref))
 
     def told() -> bool:
         nonlocal said
@@ -115,7 +116,7 @@ def _chunks(yard: Yard, change: Callable[[BlobRef, int, bytes], bytes], index: i
         ref, offered = mallory.promise(data, index)
 
         def send() -> None:
-            mallory.say(mallory.trained(task, ref))
+            mallory.say(trained(task, ref))
             mallory.until("a request for chunks", lambda: offered() > 0)
 
         said = yard.said_of(send)

@@ -238,6 +238,7 @@ class Court:
 
     def said_of(self, act: Callable[[], None]) -> str:
         """Do something, and tell what the agent's log says of it; "nothing" where it says nothing."""
+        self.tyrant.fence()
         self.log.news()
         act()
         self.tyrant.fence()

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.badinput_cases import AcceptedError, Case
-from benchmarks.badinput_mallory import Mallory, plain
+from benchmarks.badinput_honest import plain, profile, scored, survey, trained
 from benchmarks.badinput_yard import Yard
 from fedpipe_profiles.model import WeightShape
 from fedpipe_wire.agent_messages import AgentMessage, Evaluated, Failed, Profile, Scored, Survey
@@ -129,11 +129,11 @@ def _say(yard: Yard, message: AgentMessage, path: Path, value: Any) -> str:
     return yard.said_of(lambda: yard.mallory.send(channel, payload, retain=retain))
 
 
-def _results(mallory: Mallory, task: TrainTask) -> dict[str, AgentMessage]:
+def _results(task: TrainTask) -> dict[str, AgentMessage]:
     ref = BlobRef(sha256="a" * 64, size=100, chunk_bytes=100)
     return {
         "evaluated": Evaluated(run=task.run, round=task.round, metrics=Metrics(loss=1.0, examples=1)),
-        "trained": mallory.trained(task, ref),
+        "trained": trained(task, ref),
         "failed": Failed(run=task.run, round=task.round, kind="internal", message="it broke"),
     }
 
@@ -141,23 +141,24 @@ def _results(mallory: Mallory, task: TrainTask) -> dict[str, AgentMessage]:
 def _malformed(yard: Yard) -> Iterator[Case]:
     mallory = yard.mallory
     task = mallory.in_a_round()
-    profile, says = Profile(profile=mallory.profile()), r"\[(malformed|oversize)\]"
+    good, says = Profile(profile=profile(mallory.name, mallory.dataset)), r"\[(malformed|oversize)\]"
     for name, (path, value) in PROFILES.items():
-        yield Case("profile", name, partial(_say, yard, profile, ("profile", *path), value), says)
-    survey, scored = mallory.survey(task.run, task.terms), mallory.scored(task.run, task.terms)
+        yield Case("profile", name, partial(_say, yard, good, ("profile", *path), value), says)
+    surveyed, scores = survey(task.run, task.terms), scored(task.run, task.terms)
     for name, (path, value) in SURVEYS.items():
-        yield Case("report", f"survey: {name}", partial(_say, yard, survey, path, value), says)
+        yield Case("report", f"survey: {name}", partial(_say, yard, surveyed, path, value), says)
     for name, (path, value) in SCORES.items():
-        yield Case("report", f"scores {name}", partial(_say, yard, scored, path, value), says)
-    results = _results(mallory, task)
+        yield Case("report", f"scores {name}", partial(_say, yard, scores, path, value), says)
+    results = _results(task)
     for name, (which, path, value) in RESULTS.items():
         yield Case("report", name, partial(_say, yard, results[which], path, value), says)
 
 
 def _others_profile(yard: Yard) -> str:
-    profile = yard.mallory.profile().model_copy(update={"agent": "agent-1"})
-    said = yard.said_of(lambda: yard.mallory.say(Profile(profile=profile), retain=True))
-    yard.mallory.say(Profile(profile=yard.mallory.profile()), retain=True)
+    mallory = yard.mallory
+    foreign = Profile(profile=profile("agent-1", mallory.dataset))
+    said = yard.said_of(lambda: mallory.say(foreign, retain=True))
+    mallory.say(Profile(profile=profile(mallory.name, mallory.dataset)), retain=True)
     return said
 
 

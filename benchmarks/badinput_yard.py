@@ -40,7 +40,7 @@ _FENCE = re.compile(
 _TRACES = re.compile(r"Traceback \(most recent|This is a defect|could not be worked with|unexpected error")
 
 
-HOSTILE = ("mallory", *(f"eve-{number}" for number in range(1, 13)))
+HOSTILE = ("mallory", *(f"eve-{number}" for number in range(1, 9)))
 """Agents with real certificates."""
 
 
@@ -65,10 +65,10 @@ def hostile_state(fleet: Fleet, name: str) -> Path:
 
 
 class Log:
-    """What a process has said since it was asked last."""
+    """What a process has said since it was asked last; lines that fit `besides` are left out."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._read = path, 0
+    def __init__(self, path: Path, besides: str = "(?!)") -> None:
+        self._path, self._read, self._besides = path, 0, re.compile(besides)
 
     def news(self) -> str:
         """The new lines, as one; rich breaks lines where it likes."""
@@ -76,7 +76,8 @@ class Log:
             file.seek(self._read)
             data = file.read()
             self._read = file.tell()
-        return " ".join(data.decode(errors="backslashreplace").split())
+        lines = data.decode(errors="backslashreplace").splitlines()
+        return " ".join(" ".join(line for line in lines if not self._besides.match(line)).split())
 
 
 @dataclass
@@ -183,7 +184,8 @@ def open_yard(fleet: Fleet) -> Yard:
     run = fleet.submit(fleet.write_job(JobSize(MODEL, ROUNDS, RANK, min_agents=1)))
     mallory = hostile(fleet, "mallory")
     mallory.join()
-    yard = Yard(fleet, mallory, run, Log(fleet.folder / "logs" / "coordinator.log"))
+    good = rf"{re.escape(run)}: (agent-1|round \d+|before training)"
+    yard = Yard(fleet, mallory, run, Log(fleet.folder / "logs" / "coordinator.log", good))
     for _ in range(3):  # what a round loads once is no growth
         mallory.let_go()
     return yard

@@ -16,7 +16,6 @@ from run_support import RUN
 from small_disk import fill, small_disk
 from typer.testing import CliRunner
 
-from fedpipe_agent import audit_files
 from fedpipe_agent.audit import HEAD_EVERY_S, AuditRecord
 from fedpipe_agent.audit_reading import lines_of, verify
 from fedpipe_agent.audited_transport import AuditedTransport
@@ -124,6 +123,11 @@ def _forge_all(path: Path) -> None:
     _set(path, [*lines[:3], json.dumps(line).encode() + b"\n", *lines[5:]])
 
 
+def _cut_with_head(path: Path) -> None:
+    _set(path, _text(path)[:-1])
+    path.with_name("audit.head").unlink()
+
+
 HARM: dict[str, tuple[Callable[[Path], object], str]] = {
     "a line edited": (_edit, r"audit\.jsonl, line 4: it was changed.*\(3 lines before it are whole\)"),
     "a line removed": (lambda p: _set(p, _text(p)[:3] + _text(p)[4:]), "line 4: .* taken out"),
@@ -136,10 +140,7 @@ HARM: dict[str, tuple[Callable[[Path], object], str]] = {
     "the last line removed": (lambda p: _set(p, _text(p)[:-1]), "ends at line 7, and audit.head names line 8"),
     "the last line cut": (lambda p: _set(p, [*_text(p)[:-1], _text(p)[-1][:20]]), "ends at line 7"),
     "everything removed": (Path.unlink, "ends at line 0"),
-    "the last line removed and the head": (
-        lambda p: (_set(p, _text(p)[:-1]), p.with_name("audit.head").unlink()),
-        "audit.head is gone",
-    ),
+    "the last line removed and the head": (_cut_with_head, "audit.head is gone"),
     "the head of noise": (lambda p: p.with_name("audit.head").write_text("x"), "audit.head is damaged"),
 }
 
@@ -271,7 +272,7 @@ def test_a_kill_between_any_two_writes_is_no_false_alarm(
 
     with monkeypatch.context() as patched:
         for name in ("write", "open", "fsync"):
-            patched.setattr(audit_files.os, name, counted(getattr(os, name)))
+            patched.setattr(os, name, counted(getattr(os, name)))
         patched.setattr(Path, "rename", counted(Path.rename))
         patched.setattr(Path, "replace", counted(Path.replace))
         with contextlib.suppress(KilledError):

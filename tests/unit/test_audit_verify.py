@@ -204,8 +204,38 @@ def test_a_run_s_folder_that_is_gone_is_a_finding_where_the_run_is_asked_for(off
     run = some_run(office)
     shutil.rmtree(record_of(office, run).parent)
     assert findings(office, run) == [(1, "gone")]
+    assert [each.what for each in judge(office, run, asked=False).findings] == ["gone"]
+
+
+def test_a_folder_that_its_owner_named_may_be_elsewhere_unless_the_run_is_asked_for(
+    office: Office, tmp_path: Path, fedpipe: Command
+) -> None:
+    (office.folder / "federation.toml").touch()
+    run = office.service.submit(job(), str(tmp_path / "named"))
+    office.settle()
+    assert fedpipe("audit", "verify", "--home", office.folder).code == 0
+    shutil.rmtree(tmp_path / "named")
     verdict = judge(office, run, asked=False)
     assert (verdict.findings, len(verdict.notices)) == ((), 1)
+    assert [each.what for each in judge(office, run).findings] == ["gone"]
+
+
+def test_runs_that_the_store_does_not_know_are_found_by_what_tells_of_them(office: Office, fedpipe: Command) -> None:
+    (office.folder / "federation.toml").touch()
+    there, gone = some_run(office), some_run(office)
+    assert fedpipe("audit", "verify", "--home", office.folder).code == 0
+    office.stop()
+    for path in office.folder.glob("coordinator.db*"):
+        path.unlink()
+    shutil.rmtree(record_of(office, gone).parent)
+    for restarted in (False, True):
+        if restarted:  # a coordinator that makes a new store changes nothing about it
+            office.start()
+        found = fedpipe("audit", "verify", "--home", office.folder, "--format", "json")
+        assert found.code == ExitCode.AUDIT_BROKEN
+        kinds = {each["file"]: [f["what"] for f in each["findings"]] for each in json.loads(found.out)["records"]}
+        assert kinds[str(record_of(office, there))] == kinds[str(record_of(office, gone))] == ["unknown"]
+        assert fedpipe("audit", "verify", gone, "--home", office.folder).code == ExitCode.AUDIT_BROKEN
 
 
 def test_a_store_that_is_no_store_is_an_error_of_the_store(tmp_path: Path, fedpipe: Command) -> None:

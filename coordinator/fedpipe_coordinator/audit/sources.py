@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedpipe_coordinator.audit.federation_audit import KEYS as FEDERATION_KEYS
 from fedpipe_coordinator.audit.federation_audit import FederationAudit
+from fedpipe_coordinator.audit.strays import judge_folder, judge_told, recorded_folders, told_runs
 from fedpipe_coordinator.audit.verification import Finding, Known, Verdict, verify
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.records.line_files import sort_lines
@@ -27,10 +28,11 @@ _PAUSE_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run as far as its record is concerned."""
+    """A run as far as its record is concerned; `ours`: its folder is one of the federation's own."""
 
     run: str
     folder: Path
+    ours: bool = True
 
 
 class AuditSources:
@@ -50,11 +52,30 @@ class AuditSources:
         found = []
         for run, text in rows:
             folder = json.loads(text).get("folder")
-            found.append(StoredRun(run, Path(folder) if folder else self._home.run(run)))
+            found.append(StoredRun(run, Path(folder) if folder else self._home.run(run), not folder))
         return found
 
+    def strays(self) -> dict[str, Verdict]:
+        """What is said of runs that the store does not know, by their names.
+
+        Raises:
+            AuditError: if the federation's record cannot be read.
+            StoreError: if there is a store and it cannot be read.
+            OSError: if a run's record is there and cannot be read.
+        """
+        told, folders = told_runs(self._home), recorded_folders(self._home)
+        runs = self.runs()  # after the others: a run is stored before anything tells of it
+        known, places = {stored.run for stored in runs}, {stored.folder.resolve() for stored in runs}
+        found = {folder.name: judge_folder(self._home, folder) for folder in folders if folder.resolve() not in places}
+        for run in told.keys() - known - found.keys():
+            found[run] = judge_told(self._home, run, told[run])
+        return dict(sorted(found.items()))
+
     def verify_run(self, stored: StoredRun, *, asked: bool) -> Verdict:
-        """Judge a run's record; `asked`: by name, so that its absence is a finding.
+        """Judge a run's record; `asked`: by name.
+
+        That it is not there any more is a finding, but for a run that was not asked for in a folder that its owner
+        named: that may be on a disk that is not mounted, or be wherever he wanted it.
 
         Raises:
             StoreError: if the store cannot be read.
@@ -73,8 +94,9 @@ class AuditSources:
             return verify(name, data, known)
         text = f"{name} is not there any more, with all of its lines"
         lost = known.newest is not None and known.newest.number > len(known.waiting)
-        findings = (Finding(name, 1, "gone", text),) if lost and asked else ()
-        return Verdict(name, 0, 0, FIRST, findings, (text,) if lost and not asked else ())
+        wrong = lost and (asked or stored.ours)
+        findings = (Finding(name, 1, "gone", text),) if wrong else ()
+        return Verdict(name, 0, 0, FIRST, findings, (text,) if lost and not wrong else ())
 
     def verify_federation(self) -> Verdict:
         """Judge the federation's own record.

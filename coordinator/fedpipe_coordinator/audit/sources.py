@@ -7,12 +7,12 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedpipe_coordinator.audit.federation_audit import KEYS as FEDERATION_KEYS
-from fedpipe_coordinator.audit.federation_audit import FederationAudit
+from fedpipe_coordinator.audit.federation_audit import NEWEST, NEWEST_GONE, FederationAudit
 from fedpipe_coordinator.audit.strays import judge_folder, judge_told, recorded_folders, told_runs
 from fedpipe_coordinator.audit.verification import Finding, Known, Verdict, verify
 from fedpipe_coordinator.home import Home
@@ -113,7 +113,7 @@ class AuditSources:
             for line in sort_lines(beside, FEDERATION_KEYS).lines
         ]
         newest = Newest(noted[-1].number, noted[-1].hash or FIRST) if noted else stored
-        verdict = verify(str(audit.path), data, Known(newest, noted))
+        verdict = _without_newest(verify(str(audit.path), data, Known(newest, noted)), data, noted)
         if stored is None or verdict.findings:
             return verdict
         found = next((line for line in sort_lines(data, {"number": int}).lines if line["number"] == stored.number), {})
@@ -155,6 +155,16 @@ class AuditSources:
                 f"the coordinator's store {path} cannot be read ({error}): restore it from a backup, together with the "
                 "files that lie beside it"
             ) from error
+
+
+def _without_newest(verdict: Verdict, data: bytes, noted: Sequence[Line]) -> Verdict:
+    """Say it where `audit.newest` is gone beside lines, or once was."""
+    lines = [line for line in sort_lines(data, FEDERATION_KEYS).lines if "hash" in line]
+    said = [(line["number"], str(line["text"])) for line in lines if line["kind"] == NEWEST_GONE]
+    if lines and not noted:
+        said.append((lines[-1]["number"], f"{NEWEST} is gone or damaged: lines may have been taken away at the end"))
+    found = tuple(Finding(verdict.file, number, "gone", text) for number, text in said)
+    return replace(verdict, findings=(*verdict.findings, *found))
 
 
 def _open(path: Path) -> sqlite3.Connection:

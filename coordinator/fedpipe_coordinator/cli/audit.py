@@ -98,8 +98,11 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files of an agent's record, oldest first."""
-    return [*sorted(path.glob("audit-*.jsonl")), path / "audit.jsonl"] if path.is_dir() else [path]
+    """The files of an agent's record, oldest first; right after one was full there is no newest one."""
+    older, newest = sorted(path.glob("audit-*.jsonl")), path / "audit.jsonl"
+    if not path.is_dir():
+        return [path]
+    return [*older, newest] if newest.exists() or not older else older
 
 
 def _print_comparison(found: Comparison, sent: Sent) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedpipe_agent.audit import HEAD, MAX_LINE_BYTES, files
+from fedpipe_agent.audit_files import HEAD, MAX_LINE_BYTES, Head, files, read_head
 from fedpipe_agent.errors import AuditError
-from fedpipe_wire.hash_chain import START, check
+from fedpipe_wire.hash_chain import FIRST, check
 
 PUBLISHED = frozenset({"message", "chunk", "probe", "will"})
 
@@ -43,7 +43,7 @@ def verify(folder: Path) -> Findings:
         folder: the agent's state folder.
 
     Raises:
-        AuditError: naming the first place where it was, or that lines at its end are gone.
+        AuditError: naming the first place where it was, or that lines at its end are gone, or were at a start.
         OSError: if it cannot be read.
     """
     findings, head = Findings(), _head(folder)
@@ -55,9 +55,16 @@ def verify(folder: Path) -> Findings:
             f"({findings.lines - 1} lines before it are whole). Compare it with a backup and with the coordinator's "
             "record"
         )
-    if head is not None and not reader.met_head:
+    if reader.told:
+        raise AuditError(reader.told)
+    if head is None and findings.lines:
         raise AuditError(
-            f"the record in {folder} ends at line {reader.last}, and {HEAD} names line {head[0]} with another hash: "
+            f"the record in {folder} has {findings.lines} lines, and {HEAD} is gone, which names one of them: lines "
+            "may have been taken away at the end. Compare with a backup and with the coordinator's record"
+        )
+    if head is not None and head.line and not reader.met_head and not (head.full and not findings.lines):
+        raise AuditError(
+            f"the record in {folder} ends at line {reader.last}, and {HEAD} names line {head.line} with another hash: "
             "lines were taken away, or the two are not of one time. Compare with a backup and with the coordinator's "
             "record"
         )
@@ -89,10 +96,11 @@ def lines_of(folder: Path, run: str | None = None) -> Iterator[dict[str, Any]]:
 class _Reader:
     """Gives out lines, and remembers where it is and what it has seen."""
 
-    def __init__(self, folder: Path, findings: Findings, head: tuple[int, str] | None) -> None:
+    def __init__(self, folder: Path, findings: Findings, head: Head | None) -> None:
         self._files, self._findings, self._head = files(folder), findings, head
         self.path, self.number, self.last = folder, 0, 0
         self.met_head = False
+        self.told = ""
         self._before = ""
 
     def begin(self) -> str:
@@ -100,10 +108,10 @@ class _Reader:
         for path in self._files:
             for line in _parsed(path):
                 if not isinstance(line, dict) or not isinstance(line.get("line"), int):
-                    return START
+                    return FIRST
                 self._findings.first = line["line"]
-                return START if line["line"] == 1 else str(line.get("prev"))
-        return START
+                return FIRST if line["line"] == 1 else str(line.get("prev"))
+        return FIRST
 
     def lines(self) -> Iterator[Any]:
         """Every line, oldest first."""
@@ -126,7 +134,13 @@ class _Reader:
         if kind == "started" and self._before not in ("", "stopped"):
             found.kills.append(self.last)
         self._before = str(kind)
-        self.met_head = self.met_head or self._head == (self.last, line.get("hash"))
+        self.met_head = self.met_head or (self._head is not None and self._head.held_by(line))
+        if kind == "started" and not self.told and ("missing_to" in line or "head_gone" in line):
+            gone = "audit.head was" if "head_gone" in line else f"lines up to {line['missing_to']} were"
+            self.told = (
+                f"{self.path}, line {self.number}: when the agent started here, {gone} gone or changed. Compare with a "
+                "backup and with the coordinator's record"
+            )
 
 
 def _parsed(path: Path) -> Iterator[Any]:
@@ -140,12 +154,9 @@ def _parsed(path: Path) -> Iterator[Any]:
                 yield None
 
 
-def _head(folder: Path) -> tuple[int, str] | None:
-    path = folder / HEAD
-    if not path.exists():
-        return None
+def _head(folder: Path) -> Head | None:
     try:
-        head = json.loads(path.read_bytes()[:MAX_LINE_BYTES])
-        return int(head["line"]), str(head["hash"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return read_head(folder)
+    except ValueError:
+        path = folder / HEAD
         raise AuditError(f"{path} is damaged: it must name a line of the record. Compare with a backup") from None

@@ -91,3 +91,8 @@ def test_lines_of_before_are_unchained_and_none_can_be_made_so_afterwards(
 def test_numbers_as_keys_are_as_texts_are() -> None:
     made = chained({"data": {10: "a", 9: "b"}})
     assert read_chain([written(made).encode()]).breaks == ()
+
+
+def test_a_line_with_half_a_character_was_edited() -> None:
+    made = chained({"text": "\ud800"})
+    assert read_chain([json.dumps(made).encode()]).breaks == (Break(1, "edited"),)

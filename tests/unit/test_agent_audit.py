@@ -1,7 +1,9 @@
 """The record of what left the silo: it has all of it, and whatever is done to it shows."""
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from agent_desk import AGENT
 from agent_in_process import new_machine, use_stub_trainer
 from run_support import RUN
+from small_disk import fill, small_disk
 from typer.testing import CliRunner
 
 from fedpipe_agent.audit import HEAD_EVERY_S, AuditRecord
@@ -18,7 +21,7 @@ from fedpipe_agent.audit_reading import lines_of, verify
 from fedpipe_agent.audited_transport import AuditedTransport
 from fedpipe_agent.cli import app
 from fedpipe_agent.errors import AuditError, StateFolderError
-from fedpipe_wire.hash_chain import check
+from fedpipe_wire.hash_chain import chained, check
 from fedpipe_wire.memory import MemoryBroker, MemoryTransport
 from fedpipe_wire.transport import Received
 
@@ -120,6 +123,11 @@ def _forge_all(path: Path) -> None:
     _set(path, [*lines[:3], json.dumps(line).encode() + b"\n", *lines[5:]])
 
 
+def _cut_with_head(path: Path) -> None:
+    _set(path, _text(path)[:-1])
+    path.with_name("audit.head").unlink()
+
+
 HARM: dict[str, tuple[Callable[[Path], object], str]] = {
     "a line edited": (_edit, r"audit\.jsonl, line 4: it was changed.*\(3 lines before it are whole\)"),
     "a line removed": (lambda p: _set(p, _text(p)[:3] + _text(p)[4:]), "line 4: .* taken out"),
@@ -132,6 +140,7 @@ HARM: dict[str, tuple[Callable[[Path], object], str]] = {
     "the last line removed": (lambda p: _set(p, _text(p)[:-1]), "ends at line 7, and audit.head names line 8"),
     "the last line cut": (lambda p: _set(p, [*_text(p)[:-1], _text(p)[-1][:20]]), "ends at line 7"),
     "everything removed": (Path.unlink, "ends at line 0"),
+    "the last line removed and the head": (_cut_with_head, "audit.head is gone"),
     "the head of noise": (lambda p: p.with_name("audit.head").write_text("x"), "audit.head is damaged"),
 }
 
@@ -144,6 +153,9 @@ def test_whatever_is_done_to_the_record_shows(tmp_path: Path, name: str) -> None
     harm(tmp_path / "audit.jsonl")
     if told:
         with pytest.raises(AuditError, match=told):
+            verify(tmp_path)
+        AuditRecord(tmp_path, 1 << 20, "a").close()
+        with pytest.raises(AuditError):
             verify(tmp_path)
     else:  # older lines may be kept elsewhere: it is said that they are not here
         assert verify(tmp_path).first == 2
@@ -197,6 +209,110 @@ def test_a_damaged_record_does_not_keep_the_agent_from_working_and_stays_broken(
     written(tmp_path)
     with pytest.raises(AuditError, match="line 8"):
         verify(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4, 7])
+def test_lines_taken_away_while_the_agent_is_stopped_show_after_any_number_of_starts(tmp_path: Path, kept: int) -> None:
+    written(tmp_path)
+    path = tmp_path / "audit.jsonl"
+    _set(path, _text(path)[:kept])
+    said: list[str] = []
+    for _ in range(2):
+        AuditRecord(tmp_path, 1 << 20, "a", log=said.append).close()
+        with pytest.raises(AuditError, match=rf"line {kept + 1}: "):
+            verify(tmp_path)
+    assert [f"lines {kept + 1} to 8 of" in line for line in said] == [True], "told once, kept for ever"
+    assert [line["line"] for line in lines_of(tmp_path)][kept:] == [9, 10, 11, 12]
+
+
+def test_an_end_that_was_made_anew_shows_after_the_next_start(tmp_path: Path) -> None:
+    lines = written(tmp_path)
+    path = tmp_path / "audit.jsonl"
+    forged = chained({**lines[6], "bytes": 0}, lines[5]["hash"])
+    more = [chained({**lines[7], "line": 8}, forged["hash"])]
+    more.append(chained({"line": 9, "kind": "message"}, more[-1]["hash"]))
+    _set(path, _text(path)[:6] + [json.dumps(line).encode() + b"\n" for line in (forged, *more)])
+    written(tmp_path)
+    with pytest.raises(AuditError, match="line 10: it was changed"):
+        verify(tmp_path)
+
+
+def test_a_head_that_was_gone_at_a_start_is_told_for_ever(tmp_path: Path) -> None:
+    written(tmp_path)
+    (tmp_path / "audit.head").unlink()
+    said: list[str] = []
+    AuditRecord(tmp_path, 1 << 20, "a", log=said.append).close()
+    written(tmp_path)
+    with pytest.raises(AuditError, match=r"line 9: when the agent started here, audit\.head was gone"):
+        verify(tmp_path)
+    assert "audit.head is gone" in said[0]
+
+
+class KilledError(BaseException):
+    """Nothing handles it."""
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 20, 600])
+@pytest.mark.parametrize("step", range(48))
+def test_a_kill_between_any_two_writes_is_no_false_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, max_bytes: int
+) -> None:
+    """Killed before the n-th thing that is done to the disk, of a first process and of a second one."""
+    left = step
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KilledError
+            return function(*arguments, **named)
+
+        return wrapper
+
+    with monkeypatch.context() as patched:
+        for name in ("write", "open", "fsync"):
+            patched.setattr(os, name, counted(getattr(os, name)))
+        patched.setattr(Path, "rename", counted(Path.rename))
+        patched.setattr(Path, "replace", counted(Path.replace))
+        with contextlib.suppress(KilledError):
+            for _ in range(2):
+                written(tmp_path, lines=3, max_bytes=max_bytes, closed=False)
+    said: list[str] = []
+    verify(tmp_path)
+    AuditRecord(tmp_path, max_bytes, "a", log=said.append).close()
+    verify(tmp_path)
+    assert said == []
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_older_files_may_be_moved_away_at_any_time(tmp_path: Path, *, closed: bool) -> None:
+    for lines in range(3, 9):
+        folder = tmp_path / str(lines)
+        folder.mkdir()
+        written(folder, lines=lines, max_bytes=600, closed=closed)
+        for path in folder.glob("audit-*.jsonl"):
+            path.unlink()
+        said: list[str] = []
+        AuditRecord(folder, 600, "a", log=said.append).close()
+        assert (said, verify(folder).first > 1) == ([], True)
+
+
+def test_a_full_disk_leaves_the_record_whole_and_what_waits_is_written_later(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as folder:
+        record = AuditRecord(folder, 1 << 20, "a")
+        for number in range(100):
+            record.add("message", topic="t" * 100, bytes=number)
+        filler = fill(folder, but_bytes=8192)
+        before = (folder / "audit.jsonl").read_bytes()
+        with pytest.raises(StateFolderError, match="No space left"):
+            record.flush()
+        assert (folder / "audit.jsonl").read_bytes() == before
+        verify(folder)
+        filler.unlink()
+        record.close()
+        assert verify(folder).publications == 100
+        assert [line["line"] for line in lines_of(folder)] == list(range(1, 103))
 
 
 def test_the_end_of_a_long_process_is_noted_now_and_then(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs' records, as `fedpipe audit` judges them: what is whole, what was changed, and what an agent says beside."""
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -14,6 +15,9 @@ from federation import Ended
 from office import Office
 from run_support import device, job, scored, survey
 
+from fedpipe_agent.audit import AuditRecord
+from fedpipe_agent.audit_files import files
+from fedpipe_agent.audited_transport import AuditedTransport
 from fedpipe_coordinator import work
 from fedpipe_coordinator.audit.comparison import compare, read_sent
 from fedpipe_coordinator.audit.sources import AuditSources
@@ -25,6 +29,7 @@ from fedpipe_coordinator.merging import WorkError
 from fedpipe_coordinator.store import Newest
 from fedpipe_wire.agent_messages import Presence, Profile
 from fedpipe_wire.hash_chain import FIRST, chained, written
+from fedpipe_wire.memory import MemoryBroker, MemoryTransport
 
 Command = Callable[..., Ended]
 
@@ -204,8 +209,38 @@ def test_a_run_s_folder_that_is_gone_is_a_finding_where_the_run_is_asked_for(off
     run = some_run(office)
     shutil.rmtree(record_of(office, run).parent)
     assert findings(office, run) == [(1, "gone")]
+    assert [each.what for each in judge(office, run, asked=False).findings] == ["gone"]
+
+
+def test_a_folder_that_its_owner_named_may_be_elsewhere_unless_the_run_is_asked_for(
+    office: Office, tmp_path: Path, fedpipe: Command
+) -> None:
+    (office.folder / "federation.toml").touch()
+    run = office.service.submit(job(), str(tmp_path / "named"))
+    office.settle()
+    assert fedpipe("audit", "verify", "--home", office.folder).code == 0
+    shutil.rmtree(tmp_path / "named")
     verdict = judge(office, run, asked=False)
     assert (verdict.findings, len(verdict.notices)) == ((), 1)
+    assert [each.what for each in judge(office, run).findings] == ["gone"]
+
+
+def test_runs_that_the_store_does_not_know_are_found_by_what_tells_of_them(office: Office, fedpipe: Command) -> None:
+    (office.folder / "federation.toml").touch()
+    there, gone = some_run(office), some_run(office)
+    assert fedpipe("audit", "verify", "--home", office.folder).code == 0
+    office.stop()
+    for path in office.folder.glob("coordinator.db*"):
+        path.unlink()
+    shutil.rmtree(record_of(office, gone).parent)
+    for restarted in (False, True):
+        if restarted:  # a coordinator that makes a new store changes nothing about it
+            office.start()
+        found = fedpipe("audit", "verify", "--home", office.folder, "--format", "json")
+        assert found.code == ExitCode.AUDIT_BROKEN
+        kinds = {each["file"]: [f["what"] for f in each["findings"]] for each in json.loads(found.out)["records"]}
+        assert kinds[str(record_of(office, there))] == kinds[str(record_of(office, gone))] == ["unknown"]
+        assert fedpipe("audit", "verify", gone, "--home", office.folder).code == ExitCode.AUDIT_BROKEN
 
 
 def test_a_store_that_is_no_store_is_an_error_of_the_store(tmp_path: Path, fedpipe: Command) -> None:
@@ -324,3 +359,28 @@ def test_an_agent_s_record_that_was_changed_is_said_to_be(tmp_path: Path, fedpip
     assert fedpipe("audit", "compare", path, "--home", tmp_path).code == 0
     path.write_bytes(b"\xff\n[]\n{}\n" + of_agent({"topic": 5}, {"topic": "fedpipe/x"}))
     assert fedpipe("audit", "compare", path, "--home", tmp_path).code == ExitCode.USAGE
+
+
+def test_a_record_that_an_agent_wrote_agrees_with_what_the_coordinator_took(tmp_path: Path, fedpipe: Command) -> None:
+    """Written by the agent's own code, through its session with a broker, over several files and a kill."""
+    (tmp_path / "federation.toml").touch()
+    state = tmp_path / "state"
+    state.mkdir()
+    blob = hashlib.sha256(b"update").hexdigest()
+    said = {"type": "trained", "run": "run-1", "update": {"sha256": blob}}
+    for start in range(2):
+        record = AuditRecord(state, 600, "st-mary")
+        transport = AuditedTransport(MemoryTransport(MemoryBroker(), "st-mary"), record)
+        transport.start()
+        for number in range(3):
+            transport.publish(f"{UP}/blob/{blob}/{number}", b"x" * 60)
+            properties = {"id": f"m{start}{number}", "n": str(number)}
+            transport.publish(f"{UP}/report", json.dumps(said).encode(), properties=properties)
+            record.flush()
+    sent = read_sent(b"".join(path.read_bytes() for path in files(state)))
+    assert (sent.agents, sent.broken, sent.kills, sent.blobs[blob]) == ({"st-mary"}, [], 1, 360)
+    lines = [noted("trained", message_id="m00"), noted("accepted", sha256=blob, bytes=360, message_id="m12")]
+    found = compare("st-mary", sent, {"run-1": lines})
+    assert (found.agreed, found.differences, found.unnamed) == (2, (), {"up/report": 4})
+    ended = fedpipe("audit", "compare", state, "--home", tmp_path, "--format", "json")
+    assert (ended.json()["agent"], ended.json()["broken"], ended.json()["kills"]) == ("st-mary", [], 1)

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from fedpipe_coordinator.audit import federation_audit
+from fedpipe_coordinator.audit.chronicle import Chronicle
 from fedpipe_coordinator.audit.federation_audit import AUDIT, LOCK, NEWEST, AuditError, Entry, FederationAudit, harmless
+from fedpipe_coordinator.audit.refusals import Refusals
 from fedpipe_coordinator.audit.sources import AuditSources
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.records.line_files import append_lines
+from fedpipe_coordinator.store import SqliteStore
 from fedpipe_wire.hash_chain import chained, written
 
 WHEN = datetime(2030, 1, 1, tzinfo=UTC)
@@ -195,12 +198,39 @@ def test_lines_that_cannot_be_read_are_taken_out_and_the_record_says_so(tmp_path
     assert record(tmp_path).mend() is None
 
 
-def test_a_record_whose_notes_beside_it_are_gone_goes_on(tmp_path: Path) -> None:
+def test_a_record_whose_notes_beside_it_are_gone_goes_on_and_says_so_for_ever(tmp_path: Path) -> None:
     _ten(tmp_path)
     (tmp_path / NEWEST).unlink()
-    record(tmp_path).append("refused", "a", "next")
-    assert [line["number"] for line in record(tmp_path).lines()] == list(range(1, 12))
+    assert findings(tmp_path) == [(10, "gone")]
+    for _ in range(2):
+        record(tmp_path).append("refused", "a", "next")
+        assert findings(tmp_path) == [(11, "gone")]
+    assert [(line["number"], line["kind"]) for line in record(tmp_path).lines()][10:] == [
+        (11, "newest-gone"),
+        (12, "refused"),
+        (13, "refused"),
+    ]
+
+
+@pytest.mark.parametrize("by", ["command", "coordinator"])
+def test_lines_of_commands_cut_off_with_the_notes_put_back_are_found_for_ever(tmp_path: Path, by: str) -> None:
+    SqliteStore(Home(tmp_path).store).close()
+    path = _ten(tmp_path)
     assert findings(tmp_path) == []
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:7]))
+    (tmp_path / NEWEST).write_bytes(lines[6])
+    assert findings(tmp_path) == [(7, "edited")]
+    for _ in range(2):
+        if by == "command":
+            record(tmp_path).append("refused", "a", "next")
+        else:
+            store = SqliteStore(Home(tmp_path).store)
+            chronicle = Chronicle(record(tmp_path), store, Refusals(lambda: 0.0), pytest.fail)
+            chronicle.started("tests")
+            chronicle.stopped()
+            store.close()
+        assert findings(tmp_path) == [(8, "out-of-place")]
 
 
 def test_a_process_that_is_stopped_while_it_writes_is_not_waited_for_for_ever(tmp_path: Path) -> None:

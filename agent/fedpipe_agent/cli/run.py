@@ -72,7 +72,7 @@ def run(
             setup,
             _log,
             seals=seals,
-            record=AuditRecord(folder.path, settings.audit.max_mib * MIB, settings.name),
+            record=AuditRecord(folder.path, settings.audit.max_mib * MIB, settings.name, log=_log),
             within_hours=lambda when: within_hours(settings.limits, when.time()),
         )
         for number in (signal.SIGTERM, signal.SIGINT):

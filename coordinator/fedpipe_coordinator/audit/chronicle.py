@@ -33,6 +33,7 @@ class Chronicle:
         self._audit, self._store, self._refusals, self._log = audit, store, refusals, log
         self._waiting: deque[Entry] = deque()
         self._lost = 0
+        self._known = store.newest(FEDERATION, AUDIT)
         self._trouble = ""
         self._told: dict[str, str] = {}
 
@@ -97,10 +98,11 @@ class Chronicle:
             text = f"{self._lost} lines are not in this record: it could not be written"
             entries.append(Entry("lines-lost", COORDINATOR, text, {"lines": self._lost}))
         try:
-            newest = self._audit.append_all(entries, wait_s=BUSY_S)
+            newest = self._audit.append_all(entries, wait_s=BUSY_S, known=self._known)
         except AuditError as error:
             self._say(str(error))
             return
+        self._known = None  # looked for once, in what was there before this process
         self._waiting.clear()
         self._lost, self._trouble = 0, ""
         self._store.keep_newest(FEDERATION, AUDIT, newest)

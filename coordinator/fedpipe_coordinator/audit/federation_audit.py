@@ -16,10 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedpipe_coordinator.audit.stored_end import keep_end, read_end
+from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.home_lock import holder
 from fedpipe_coordinator.records.line_files import Keys, append_lines, last_line, read_lines, replace_bytes, set_aside
 from fedpipe_coordinator.store_interface import Newest
 from fedpipe_wire.blob_partial import sync_folder
 from fedpipe_wire.hash_chain import FIRST, chained, written
+from fedpipe_wire.sealing import COORDINATOR
 
 AUDIT = "audit.jsonl"
 NEWEST = "audit.newest"
@@ -53,6 +57,13 @@ class Entry:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
+NEWEST_GONE = "newest-gone"
+"""A line by which the record says that nothing told whether lines before it are missing."""
+_NEWEST_GONE = Entry(
+    "newest-gone", COORDINATOR, f"{NEWEST} was gone or damaged: lines before this one may have been taken away"
+)
+
+
 def harmless(text: str, longest: int = _MAX_TEXT) -> str:
     """Text from elsewhere in plain ASCII, all else as escapes, and of bounded length."""
     shown = ascii(text[: longest + 1])[1:-1]
@@ -77,18 +88,29 @@ class FederationAudit:
         Raises:
             AuditError: if it cannot be recorded.
         """
-        self.append_all([Entry(kind, who, text, data or {})])
+        store = Home(self.folder).store
+        newest = self.append_all([Entry(kind, who, text, data or {})], known=read_end(store))
+        if holder(self.folder) is None:  # else the coordinator keeps it, with what it writes next
+            keep_end(store, newest)
 
-    def append_all(self, entries: Sequence[Entry], *, wait_s: float = WAIT_S) -> Newest:
+    def append_all(self, entries: Sequence[Entry], *, wait_s: float = WAIT_S, known: Newest | None = None) -> Newest:
         """Record several things in their order; the newest line afterwards.
+
+        Args:
+            entries: what.
+            wait_s: how long to wait for another process that is writing.
+            known: a line that must be there. Where it is not, the chain goes on from it, and shows the gap.
 
         Raises:
             AuditError: if they cannot be recorded, none of them, or not now, for another process is writing.
         """
         with self._writing(wait_s):
+            gone = [_NEWEST_GONE] if self._newest_gone() else []
             newest = self._finish()
+            if known is not None and not self._holds(known):
+                newest = Newest(max(newest.number, known.number), known.hash)
             lines = []
-            for entry in entries:
+            for entry in [*gone, *entries]:
                 line = chained(self._line(entry, newest.number + 1), newest.hash)
                 newest = Newest(line["number"], line["hash"])
                 lines.append(written(line))
@@ -139,6 +161,15 @@ class FederationAudit:
         line = {"number": number, "time": stamp, "kind": entry.kind, "who": harmless(entry.who, 128)}
         text = entry.text if len(entry.text) <= _MAX_TEXT else f"{entry.text[:_MAX_TEXT]}..."
         return line | {"text": text} | ({"data": dict(entry.data)} if entry.data else {})
+
+    def _newest_gone(self) -> bool:
+        """Whether somebody has taken away what every line was written down in first."""
+        last = last_line(self.path, KEYS)
+        return last is not None and "hash" in last and not read_lines(self.folder / NEWEST, KEYS)
+
+    def _holds(self, known: Newest) -> bool:
+        lines = [*read_lines(self.path, KEYS), *read_lines(self.folder / NEWEST, KEYS)]
+        return any((line["number"], line.get("hash")) == (known.number, known.hash) for line in lines)
 
     def _finish(self) -> Newest:
         """Put into the file what an earlier process was kept from putting there; the newest line."""

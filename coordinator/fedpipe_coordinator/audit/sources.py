@@ -7,12 +7,13 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedpipe_coordinator.audit.federation_audit import KEYS as FEDERATION_KEYS
-from fedpipe_coordinator.audit.federation_audit import FederationAudit
+from fedpipe_coordinator.audit.federation_audit import NEWEST, NEWEST_GONE, FederationAudit
+from fedpipe_coordinator.audit.strays import judge_folder, judge_told, recorded_folders, told_runs
 from fedpipe_coordinator.audit.verification import Finding, Known, Verdict, verify
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.records.line_files import sort_lines
@@ -27,10 +28,11 @@ _PAUSE_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run as far as its record is concerned."""
+    """A run as far as its record is concerned; `ours`: its folder is one of the federation's own."""
 
     run: str
     folder: Path
+    ours: bool = True
 
 
 class AuditSources:
@@ -50,11 +52,30 @@ class AuditSources:
         found = []
         for run, text in rows:
             folder = json.loads(text).get("folder")
-            found.append(StoredRun(run, Path(folder) if folder else self._home.run(run)))
+            found.append(StoredRun(run, Path(folder) if folder else self._home.run(run), not folder))
         return found
 
+    def strays(self) -> dict[str, Verdict]:
+        """What is said of runs that the store does not know, by their names.
+
+        Raises:
+            AuditError: if the federation's record cannot be read.
+            StoreError: if there is a store and it cannot be read.
+            OSError: if a run's record is there and cannot be read.
+        """
+        told, folders = told_runs(self._home), recorded_folders(self._home)
+        runs = self.runs()  # after the others: a run is stored before anything tells of it
+        known, places = {stored.run for stored in runs}, {stored.folder.resolve() for stored in runs}
+        found = {folder.name: judge_folder(self._home, folder) for folder in folders if folder.resolve() not in places}
+        for run in told.keys() - known - found.keys():
+            found[run] = judge_told(self._home, run, told[run])
+        return dict(sorted(found.items()))
+
     def verify_run(self, stored: StoredRun, *, asked: bool) -> Verdict:
-        """Judge a run's record; `asked`: by name, so that its absence is a finding.
+        """Judge a run's record; `asked`: by name.
+
+        That it is not there any more is a finding, but for a run that was not asked for in a folder that its owner
+        named: that may be on a disk that is not mounted, or be wherever he wanted it.
 
         Raises:
             StoreError: if the store cannot be read.
@@ -73,8 +94,9 @@ class AuditSources:
             return verify(name, data, known)
         text = f"{name} is not there any more, with all of its lines"
         lost = known.newest is not None and known.newest.number > len(known.waiting)
-        findings = (Finding(name, 1, "gone", text),) if lost and asked else ()
-        return Verdict(name, 0, 0, FIRST, findings, (text,) if lost and not asked else ())
+        wrong = lost and (asked or stored.ours)
+        findings = (Finding(name, 1, "gone", text),) if wrong else ()
+        return Verdict(name, 0, 0, FIRST, findings, (text,) if lost and not wrong else ())
 
     def verify_federation(self) -> Verdict:
         """Judge the federation's own record.
@@ -91,7 +113,7 @@ class AuditSources:
             for line in sort_lines(beside, FEDERATION_KEYS).lines
         ]
         newest = Newest(noted[-1].number, noted[-1].hash or FIRST) if noted else stored
-        verdict = verify(str(audit.path), data, Known(newest, noted))
+        verdict = _without_newest(verify(str(audit.path), data, Known(newest, noted)), data, noted)
         if stored is None or verdict.findings:
             return verdict
         found = next((line for line in sort_lines(data, {"number": int}).lines if line["number"] == stored.number), {})
@@ -133,6 +155,16 @@ class AuditSources:
                 f"the coordinator's store {path} cannot be read ({error}): restore it from a backup, together with the "
                 "files that lie beside it"
             ) from error
+
+
+def _without_newest(verdict: Verdict, data: bytes, noted: Sequence[Line]) -> Verdict:
+    """Say it where `audit.newest` is gone beside lines, or once was."""
+    lines = [line for line in sort_lines(data, FEDERATION_KEYS).lines if "hash" in line]
+    said = [(line["number"], str(line["text"])) for line in lines if line["kind"] == NEWEST_GONE]
+    if lines and not noted:
+        said.append((lines[-1]["number"], f"{NEWEST} is gone or damaged: lines may have been taken away at the end"))
+    found = tuple(Finding(verdict.file, number, "gone", text) for number, text in said)
+    return replace(verdict, findings=(*verdict.findings, *found))
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fedpipe_coordinator.store_interface import Line, Newest
 from fedpipe_wire.hash_chain import FIRST, Break, Chain, read_chain
 
-What = Literal["unreadable", "edited", "out-of-place", "removed", "added", "gone"]
+What = Literal["unreadable", "edited", "out-of-place", "removed", "added", "gone", "unknown"]
 TELLING = ("records-damaged", "went-back", "lines-lost")
 """Lines by which a record itself says that something is wrong with it."""
 
@@ -25,7 +25,8 @@ class Finding:
         file: The record.
         line: Of the file, from 1; where lines are missing, the one before which they were.
         what: `unreadable`, `edited`: the line. `out-of-place`: lines are missing, too many or moved before it.
-            `removed`, `added`: lines at the end. `gone`: the whole file.
+            `removed`, `added`: lines at the end. `gone`: the whole file. `unknown`: the store knows no such
+            run.
         text: For people.
         explained_by: The number of a later line that says that this program took lines out; None where none does.
     """

@@ -33,11 +33,13 @@ def verify(
     Example: fedpipe audit verify --format json
     """
     sources = AuditSources(find_home(home))
+    strays = [verdict for name, verdict in sources.strays().items() if run in (None, name)]
     runs = [stored for stored in sources.runs() if run in (None, stored.run)]
-    if run is not None and not runs:
+    if run is not None and not runs and not strays:
         raise CliError(f"no run {plain(run, 200)!r}: 'fedpipe status' lists them", ExitCode.USAGE)
     verdicts = [] if run is not None else [sources.verify_federation()]
     verdicts += [sources.verify_run(stored, asked=run is not None) for stored in runs]
+    verdicts += strays
     whole = not any(verdict.findings for verdict in verdicts)
     if output is OutputFormat.JSON:
         typer.echo(json.dumps({"whole": whole, "records": [asdict(verdict) for verdict in verdicts]}))
@@ -96,8 +98,11 @@ def _print_verdicts(verdicts: Sequence[Verdict]) -> None:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files of an agent's record, oldest first."""
-    return [*sorted(path.glob("audit-*.jsonl")), path / "audit.jsonl"] if path.is_dir() else [path]
+    """The files of an agent's record, oldest first; right after one was full there is no newest one."""
+    older, newest = sorted(path.glob("audit-*.jsonl")), path / "audit.jsonl"
+    if not path.is_dir():
+        return [path]
+    return [*older, newest] if newest.exists() or not older else older
 
 
 def _print_comparison(found: Comparison, sent: Sent) -> None:

@@ -78,6 +78,11 @@ class Issue(Value):
         """When the first of the two runs out."""
         return self.times()[1]
 
+    def revoke(self, now: datetime, reason: str) -> "Issue":
+        """The issue, revoked; one that was before keeps its time and reason."""
+        said = {"revoked": now.astimezone(UTC), "reason": reason[:MAX_REASON]}
+        return self if self.revoked else self.model_copy(update=said)
+
     def revoked_by(self, listed: Mapping[int, datetime]) -> "Issue":
         """The issue, revoked if one of its certificates is listed."""
         pair = (self.login_certificate(), self.signing_certificate())
@@ -131,9 +136,14 @@ class Record(Value):
 
     def revoke(self, now: datetime, reason: str) -> "Record":
         """The record once everything that is not revoked is."""
-        said = {"revoked": now.astimezone(UTC), "reason": reason[:MAX_REASON]}
-        issues = tuple(issue if issue.revoked else issue.model_copy(update=said) for issue in self.issues)
+        issues = tuple(issue.revoke(now, reason) for issue in self.issues)
         return self.model_copy(update={"issues": issues})
+
+    def revoke_before(self, kept: Issue, now: datetime, reason: str) -> "Record":
+        """The record once everything that is older than one of its issues is revoked."""
+        place = self.issues.index(kept)
+        older = tuple(issue.revoke(now, reason) for issue in self.issues[:place])
+        return self.model_copy(update={"issues": (*older, *self.issues[place:])})
 
     def revoked_by(self, listed: Mapping[int, datetime]) -> "Record":
         """The record once what stands on the signed list counts as revoked, by number, since its time there."""

@@ -31,6 +31,8 @@ def access_text(federation: str, denied: Iterable[str]) -> str:
         "# Written by FedPipe whenever an agent is enrolled or revoked: changes here are lost.",
         f"user {COORDINATOR}",
         f"topic read {root}/agents/+/up/#",
+        # To make the broker forget what somebody asked it to keep.
+        f"topic write {root}/agents/+/up/blob/#",
         f"topic write {root}/agents/+/down/#",
         f"topic write {root}/broadcast/#",
     ]

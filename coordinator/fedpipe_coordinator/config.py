@@ -233,8 +233,8 @@ class BrokerSection(Settings):
     listen: Annotated[str, AfterValidator(_listen)] | None = Field(
         default=None, description="address of the managed broker, where it is another than host; * for all"
     )
-    max_connections: int = Field(default=1000, ge=2, le=1_000_000)
-    queue_mib: int = Field(default=1024, ge=1, le=1 << 20, description="kept for a session that is slow or away")
+    max_connections: int = Field(default=256, ge=2, le=1_000_000)
+    queue_mib: int = Field(default=256, ge=1, le=1 << 20, description="kept for a session that is slow or away")
     memory_mib: int = Field(default=8192, ge=0, le=1 << 24, description="of the managed broker; 0 for no limit")
 
     @field_validator("insecure")

@@ -164,6 +164,8 @@ class Exchange:
     def received(self, event: Received) -> Iterator[Said]:
         """The message in a packet, if there is one for the service; chunks and requests for chunks are dealt with."""
         self._packet = event
+        if event.retained and self._is_kept_chunk():
+            return
         try:
             address = self._topics.parse(event.topic)
         except TopicError as error:
@@ -191,10 +193,27 @@ class Exchange:
         if text is not None:
             self._log(text)
 
+    def _is_kept_chunk(self) -> bool:
+        """Whether what is marked to be kept is on a chunk's topic, of which there are as many as somebody makes up.
+
+        The broker is made to forget it: nothing else would limit what is kept there, or free it.
+        """
+        topic = self._packet.topic
+        above, blob, _ = topic.partition("/up/blob/")
+        if not blob:
+            return False
+        if not self._packet.payload:
+            return True  # the own word to forget, as it comes back
+        try:
+            sender = self._topics.parse(f"{above}/up/presence").agent or ""
+        except TopicError:
+            return False
+        self.refuse("retained", "the broker was asked to keep a chunk, which no honest agent does: revoke it", sender)
+        self.transport.publish(topic, b"", retain=True)
+        return True
+
     def _take_chunk(self, address: Address) -> None:
         """A chunk has no seal: the hash of its whole stands in a sealed message."""
-        if self._packet.retained:
-            raise SealError("retained", "the broker kept a chunk: nobody of this federation asks that")
         self._receiver.on_chunk(address, self._packet.payload)
 
     def _read(self, agent: str, channel: str) -> Said | None:

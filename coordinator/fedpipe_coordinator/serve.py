@@ -27,7 +27,7 @@ from fedpipe_wire.mqtt import MqttOptions, MqttTransport
 from fedpipe_wire.sealing import COORDINATOR, RETAINED_BY_AGENTS, Inspector, Sealer
 from fedpipe_wire.topics import Topics
 
-_OPTIONS = MqttOptions(max_takeovers=10)
+_OPTIONS = MqttOptions(max_takeovers=10, retain_as_published=True)
 """A second coordinator in a copy of the folder would take turns with this one for ever."""
 SHOUT = (
     "INSECURE: no TLS, no keys, no signatures. Every program on this machine may read all that is said and speak for "

@@ -24,7 +24,7 @@ def _expected(client: str, topic: str) -> str:
     if client == "another agent":
         return "r-" if everybodys else "--"
     if upward:
-        return "r-"
+        return "rw" if "/blob/" in place else "r-"
     # What it may write under its own name is for itself alone; no agent can have that name.
     return "-w" if downward or place == "agents/_coordinator/up/presence" else "rw" if everybodys else "--"
 

@@ -129,8 +129,49 @@ def test_revoking_ends_every_certificate_that_was_ever_issued(office: Office) ->
     register = office.files.read()
     assert len(register.serials()) == 4
     assert register.revoked() == {"north"}
-    with pytest.raises(EnrolmentError, match="was revoked on 2030-04-03: left"):
-        revoke("north", office.files, later(3), "again")
+    done = revoke("north", office.files, later(3), "again")
+    assert done.again
+    assert (done.record.issues[-1].revoked, done.record.issues[-1].reason) == (later(2), "left")
+
+
+def test_a_suspected_key_is_ended_by_a_renewal_with_the_owners_word(office: Office) -> None:
+    old, new, thief = new_keys(), new_keys(), new_keys()
+    let_in(office, "north", old)
+    done = let_in(office, "north", new, later(1), renewed=old, replace=True)
+    assert done.meaning == "renewal"
+    assert names_of(office, "north", later(1)) == {named(new)}
+    assert len(office.files.read().serials()) == 2
+    with pytest.raises(EnrolmentError, match="--replace"):
+        let_in(office, "north", thief, later(2), renewed=old)
+
+
+def test_only_the_newest_key_consents_to_a_renewal(office: Office) -> None:
+    old, new, thief = new_keys(), new_keys(), new_keys()
+    let_in(office, "north", old)
+    let_in(office, "north", new, later(1), renewed=old)
+    for stranger, by in ((thief, old), (Keys(thief.login, old.signing), new_keys())):
+        with pytest.raises(EnrolmentError, match="without that agent's consent"):
+            let_in(office, "north", stranger, later(2), renewed=by)
+    assert let_in(office, "north", new_keys(), later(2), renewed=new).meaning == "renewal"
+
+
+def test_the_owners_word_comes_later_than_the_renewal_and_still_ends_the_old_key(office: Office) -> None:
+    old, new = new_keys(), new_keys()
+    let_in(office, "north", old)
+    first = let_in(office, "north", new, later(1), renewed=old)
+    done = let_in(office, "north", new, later(2), renewed=old, replace=True)
+    assert (done.meaning, done.bundle) == ("again", first.bundle)
+    assert names_of(office, "north", later(2)) == {named(new)}
+
+
+@pytest.mark.parametrize("part", ["login", "signing"])
+def test_a_key_is_not_replaced_by_itself(office: Office, part: str) -> None:
+    old, new = new_keys(), new_keys()
+    let_in(office, "north", old)
+    mixed = Keys(old.login, new.signing) if part == "login" else Keys(new.login, old.signing)
+    with pytest.raises(EnrolmentError, match="a key that --replace would revoke"):
+        let_in(office, "north", mixed, later(1), renewed=old, replace=True)
+    assert names_of(office, "north", later(1)) == {named(old)}
 
 
 def test_revoking_a_stranger_names_those_who_are_known(office: Office) -> None:

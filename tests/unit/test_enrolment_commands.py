@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -17,8 +18,12 @@ from fedpipe_coordinator import cli
 from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.federation import Office
 from fedpipe_coordinator.home import Home
-from fedpipe_wire.certificates import fingerprint
+from fedpipe_coordinator.security.access import denied_in
+from fedpipe_coordinator.security.owned_files import OwnedFileError
+from fedpipe_coordinator.security.revocation_list import read_revocations, revoked_in
+from fedpipe_wire.certificates import fingerprint, load_certificate
 from fedpipe_wire.enrolment import MAX_FILE_BYTES, Bundle, Request, check_bundle, decode, encode, request_fingerprint
 from fedpipe_wire.sealing import COORDINATOR
 
@@ -267,3 +272,43 @@ def test_who_was_let_in_and_out_is_in_the_federations_record(run: Run, home: Hom
     assert "stolen" in lines[3]["text"]
     assert lines[3]["text"].isprintable()
     assert run("audit", "verify", "--home", home.path).code == 0
+
+
+def _full(*_: object) -> None:
+    raise OwnedFileError("no space left on device")
+
+
+@pytest.mark.parametrize("broken", ["publish", "append"])
+def test_what_kept_a_revocation_from_its_end_is_made_up_for_by_running_it_again(
+    run: Run, home: Home, request_file: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    assert run("enroll", request_file, "--home", home.path, "--yes").code == 0
+    with monkeypatch.context() as context:
+        context.setattr(Office if broken == "publish" else FederationAudit, broken, _full)
+        assert run("revoke", "north", "--home", home.path, "--yes", "--reason", "stolen").code != 0
+    for _ in range(2):
+        said = run("revoke", "north", "--home", home.path, "--yes", "--reason", "once more")
+        assert said.code == 0, said
+        assert re.search(r"Agent north is revoked. It was on [0-9-]+: stolen", said.err)
+    assert denied_in(home.access.read_text()) == {"north"}
+    ca = load_certificate(home.authority_certificate.read_text(), "the authority")
+    found = read_revocations(home, ca)
+    assert found is not None
+    assert len(revoked_in(found)) == 3
+    lines = [line["text"] for line in FederationAudit(home.path).lines() if line["kind"] == "revoked"]
+    assert lines == ["agent north was revoked: stolen"]
+
+
+@pytest.mark.parametrize("broken", ["publish", "append"])
+def test_what_kept_an_enrolment_from_its_end_is_made_up_for_by_running_it_again(
+    run: Run, home: Home, request_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    with monkeypatch.context() as context:
+        context.setattr(Office if broken == "publish" else FederationAudit, broken, _full)
+        assert run("enroll", request_file, "--home", home.path, "--yes").code != 0
+    assert not (tmp_path / "north.bundle.json").exists()
+    assert run("enroll", request_file, "--home", home.path, "--yes").code == 0
+    assert (tmp_path / "north.bundle.json").exists()
+    (line,) = [line for line in FederationAudit(home.path).lines() if line["kind"] == "enrolled"]
+    assert line["who"] == "north"
+    assert line["data"]["request"] == request_fingerprint(decode(Request, request_file.read_bytes()))

@@ -12,7 +12,7 @@ from fedpipe_coordinator.federation import Office
 from fedpipe_coordinator.security.authority import BROKER_DAYS
 from fedpipe_coordinator.security.enrolling import revoke
 from fedpipe_coordinator.security.enrolment_watch import RENEW_EVERY_S, RETRY_S, EnrolmentWatch
-from fedpipe_coordinator.security.publication import read_revocations, revoked_in
+from fedpipe_coordinator.security.revocation_list import read_revocations, revoked_in
 from fedpipe_coordinator.security.roster import Roster, RosterFiles
 
 
@@ -117,8 +117,21 @@ def test_one_whose_time_is_over_is_expelled_without_anybody_changing_a_file(benc
     let_in(bench.office, "north", new_keys(), days=10)
     bench.look()
     bench.now = later(11)
-    assert bench.look() == ["expel north"]
-    assert "expired" in bench.said[-1]
+    assert bench.look() == ["expel north", "restart"]
+    assert any("expired" in line for line in bench.said)
+    assert "user north" in bench.office.home.access.read_text()
+    assert bench.look() == []
+
+
+def test_one_that_ran_out_and_is_enrolled_again_is_denied_no_more(bench: Bench) -> None:
+    let_in(bench.office, "north", new_keys(), days=10)
+    bench.look()
+    bench.now = later(11)
+    bench.look()
+    let_in(bench.office, "north", new_keys(), later(11), replace=True)
+    assert "user north" not in bench.office.home.access.read_text()
+    assert bench.look() == ["restart"], "the certificate that ran out is on the list as well"
+    assert bench.roster.keys("north")
 
 
 def test_certificates_are_renewed_in_time_and_the_broker_reads_them_without_ending_anything(bench: Bench) -> None:

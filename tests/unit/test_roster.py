@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from enrolments import NOW, later, let_in, new_keys, new_office
 
 from fedpipe_coordinator.federation import Office
-from fedpipe_coordinator.security.access import access_text
+from fedpipe_coordinator.security.access import access_text, denied_in
 from fedpipe_coordinator.security.authority import CANARY_SERIAL
 from fedpipe_coordinator.security.enrolling import revoke
-from fedpipe_coordinator.security.publication import read_revocations, revoked_in
+from fedpipe_coordinator.security.revocation_list import read_revocations, revoked_in
 from fedpipe_coordinator.security.roster import Roster
+from fedpipe_wire.enrolment import EnrolmentError
 from fedpipe_wire.sealing import key_id
 from fedpipe_wire.topics import TopicError
 
@@ -168,6 +170,60 @@ def test_what_the_broker_is_told_follows_from_the_records_alone(office: Office) 
     before = office.home.revocations.read_bytes()
     office.publish(later(1))
     assert office.home.revocations.read_bytes() == before, "nothing changed"
+
+
+def _torn(path: Path, _: bytes) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _removed(path: Path, _: bytes) -> None:
+    path.unlink()
+
+
+def _older(path: Path, before: bytes) -> None:
+    path.write_bytes(before)
+
+
+@pytest.mark.parametrize("harm", [_torn, _removed, _older])
+def test_a_record_that_is_lost_or_older_takes_no_revocation_back(
+    office: Office, roster: Roster, harm: Callable[[Path, bytes], None]
+) -> None:
+    keys = new_keys()
+    let_in(office, "north", keys)
+    path = office.home.agents / "north.json"
+    before = path.read_bytes()
+    revoke("north", office.files, NOW, "stolen")
+    office.publish(NOW)
+    found = read_revocations(office.home, office.authority.certificate)
+    assert found is not None
+    listed = revoked_in(found)
+    assert len(listed) == 3
+    harm(path, before)
+    let_in(office, "south", new_keys())
+    revoke("south", office.files, later(1), "left")
+    office.publish(later(1))
+    found = read_revocations(office.home, office.authority.certificate)
+    assert found is not None
+    assert revoked_in(found) > listed
+    assert {"north", "south"} == denied_in(office.home.access.read_text())
+    roster.refresh()
+    assert roster.keys("north") is None
+
+
+def test_a_key_whose_revocation_is_on_the_list_gets_nothing_by_an_older_record(office: Office) -> None:
+    keys = new_keys()
+    let_in(office, "north", keys)
+    path = office.home.agents / "north.json"
+    before = path.read_bytes()
+    revoke("north", office.files, NOW, "stolen")
+    office.publish(NOW)
+    path.write_bytes(before)
+    with pytest.raises(EnrolmentError, match="uses a key that was revoked"):
+        let_in(office, "north", keys)
+    with pytest.raises(EnrolmentError, match="--replace"):
+        let_in(office, "north", new_keys(), renewed=keys)
+    let_in(office, "north", new_keys(), replace=True)
+    assert denied_in(office.home.access.read_text()) == set()
 
 
 def test_a_list_of_another_authority_is_written_anew(tmp_path: Path, office: Office) -> None:

@@ -167,7 +167,7 @@ class _Dialer:
                 raise
             raise ValueError(told_tls(error, self.host)) from error
         client.loop_start()
-        return _PahoLink(client)
+        return _PahoLink(client, as_published=self.options.retain_as_published)
 
 
 class _TidySocket(ssl.SSLSocket):
@@ -184,11 +184,12 @@ class _TidySocket(ssl.SSLSocket):
 class _PahoLink:
     """A `Link` on one paho client. Paho's own lists are thrown away with it."""
 
-    def __init__(self, client: "_Client") -> None:
+    def __init__(self, client: "_Client", *, as_published: bool) -> None:
         self._client = client
+        self._how = SubscribeOptions(qos=1, retainAsPublished=as_published)
 
     def subscribe(self, patterns: tuple[str, ...]) -> int | None:
-        wanted = [(pattern, SubscribeOptions(qos=1)) for pattern in patterns]
+        wanted = [(pattern, self._how) for pattern in patterns]
         code, packet_id = self._client.subscribe(wanted)
         return packet_id if code == MQTTErrorCode.MQTT_ERR_SUCCESS else None
 

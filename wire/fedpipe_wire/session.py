@@ -57,6 +57,8 @@ class MqttOptions:
         backoff_min_s: wait before the second attempt to connect; doubles with each that does not last.
         backoff_max_s: longest wait between attempts.
         drain_s: how long `stop` waits for acknowledgements.
+        retain_as_published: let what comes say whether its sender asked the broker to keep it, at once and not only
+            where the broker kept it.
         max_takeovers: end for good after so many in a row, as `rivals.py` counts them.
     """
 
@@ -71,6 +73,7 @@ class MqttOptions:
     backoff_max_s: float = 5.0
     drain_s: float = 2.0
     max_takeovers: int | None = None
+    retain_as_published: bool = False
 
 
 class Session:

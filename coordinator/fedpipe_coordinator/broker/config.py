@@ -35,8 +35,8 @@ class Limits:
         memory_mib: Of the broker; 0 for no limit.
     """
 
-    connections: int = 1000
-    queue_mib: int = 1024
+    connections: int = 256
+    queue_mib: int = 256
     memory_mib: int = 8192
 
 

@@ -36,7 +36,8 @@ def enroll(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the fingerprint was compared.")] = False,  # noqa: FBT002  # a flag
     replace: Annotated[  # noqa: FBT002  # a flag
-        bool, typer.Option("--replace", help="Where the agent has other keys now: revoke the old ones.")
+        bool,
+        typer.Option("--replace", help="Revoke all that the agent was issued before, as for lost keys."),
     ] = False,
     days: Annotated[int, typer.Option(help="How long its certificates last.", min=1, max=MAX_DAYS)] = AGENT_DAYS,
 ) -> None:
@@ -60,8 +61,8 @@ def enroll(
         confirmed("Did its owner read the same fingerprint to you?", yes=yes)
     now = utc_now()
     done = enrol(asked, office.files, office.authority, office.door(now), now, days=days, replace=replace)
-    FederationAudit(place.path).append(*enrolled_entry(done, request_fingerprint(asked)))
     office.publish(now)
+    FederationAudit(place.path).append(*enrolled_entry(done, request_fingerprint(asked)))
     bundle = out or Path(f"{asked.agent}.bundle.json")
     write_owned(bundle, encode(done.bundle))
     _tell(say, done, bundle, fingerprint(office.authority.certificate))
@@ -69,6 +70,6 @@ def enroll(
 
 
 def _tell(say: Callable[[str], None], done: Enrolled, bundle: Path, federation: str) -> None:
-    say(f"Agent {done.record.agent} may take part until {done.record.issues[-1].expires():%Y-%m-%d}.")
+    say(f"Agent {done.record.agent} may take part until {done.issue.expires():%Y-%m-%d}.")
     say(f"Send {bundle} to its owner by any way, and this fingerprint of the federation by another: {federation}")
     say(f"Next, at the agent: fedpipe-agent join {bundle.name} --fingerprint {federation}")

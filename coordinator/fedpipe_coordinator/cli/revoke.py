@@ -13,7 +13,7 @@ from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation import open_office
 from fedpipe_coordinator.home_lock import holder
 from fedpipe_coordinator.security.assembly import utc_now
-from fedpipe_coordinator.security.enrolling import DEFAULT_REASON
+from fedpipe_coordinator.security.enrolling import DEFAULT_REASON, Revoked, revoked_entry
 from fedpipe_coordinator.security.enrolling import revoke as revoke_agent
 from fedpipe_coordinator.security.enrolment_record import MAX_REASON
 from fedpipe_coordinator.view import plain
@@ -36,10 +36,12 @@ def revoke(
     office = open_office(place, settings, utc_now())
     confirmed(f"Revoke agent {plain(agent, 80)}? It can only come back with new keys.", yes=yes)
     now = utc_now()
-    revoke_agent(agent, office.files, now, plain(reason))
+    done = revoke_agent(agent, office.files, now, plain(reason))
     office.publish(now)
-    FederationAudit(place.path).append("revoked", agent, f"agent {agent} was revoked: {plain(reason)}")
-    sys.stderr.write(f"Agent {agent} is revoked.\n")
+    _record(FederationAudit(place.path), done)
+    last = done.record.issues[-1]
+    before = f" It was on {last.revoked:%Y-%m-%d}: {plain(last.reason)}" if done.again else ""
+    sys.stderr.write(f"Agent {agent} is revoked.{before}\n")
     if holder(place.path) is not None:
         sys.stderr.write("The running coordinator listens to it no more, and goes on without it.\n")
     if not settings.broker.managed:
@@ -48,3 +50,12 @@ def revoke(
             "connection that the agent may have.\n"
         )
     sys.stdout.write(f"{agent}\n")
+
+
+def _record(audit: FederationAudit, done: Revoked) -> None:
+    kind, who, text, data = revoked_entry(done)
+    known = done.again and any(
+        (line["kind"], line["who"], line.get("data")) == (kind, who, data) for line in audit.lines()
+    )
+    if not known:
+        audit.append(kind, who, text, data)

@@ -7,30 +7,37 @@ named so that a line means something else.
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from fedpipe_wire.sealing import COORDINATOR
-from fedpipe_wire.topics import check_name
+from fedpipe_wire.topics import TopicError, check_name
 
 CHANNELS = ("presence", "profile", "contribution", "report")
 """What an agent writes besides the chunks of its blobs."""
 
 
-def access_text(federation: str, revoked: Iterable[str]) -> str:
+_DENIED = "topic deny #"
+
+
+def access_text(federation: str, denied: Iterable[str]) -> str:
     """The access list of a federation.
 
     Agents need no lines of their own: what a pattern allows is only of use to who logs in with a certificate of that
-    name. Those that were revoked are denied everything, in case the broker keeps a connection that they have.
+    name. Those whose certificates were revoked or ran out are denied everything: the broker looks at a certificate when
+    somebody logs in, and keeps a connection that it let in.
     """
     root = f"fedpipe/{check_name(federation, 'federation name')}"
     lines = [
         "# Written by FedPipe whenever an agent is enrolled or revoked: changes here are lost.",
         f"user {COORDINATOR}",
         f"topic read {root}/agents/+/up/#",
+        # To make the broker forget what somebody asked it to keep.
+        f"topic write {root}/agents/+/up/blob/#",
         f"topic write {root}/agents/+/down/#",
         f"topic write {root}/broadcast/#",
     ]
-    for name in sorted(revoked):
-        lines += ["", f"user {check_name(name, 'agent name')}", "topic deny #"]
+    for name in sorted(denied):
+        lines += ["", f"user {check_name(name, 'agent name')}", _DENIED]
     lines += [
         "",
         *(f"pattern write {root}/agents/%u/up/{channel}" for channel in CHANNELS),
@@ -39,3 +46,18 @@ def access_text(federation: str, revoked: Iterable[str]) -> str:
         f"pattern read {root}/broadcast/#",
     ]
     return "\n".join(lines) + "\n"
+
+
+def denied_in(text: str) -> set[str]:
+    """The agents that an access list denies everything; of lines that `access_text` does not write, none counts."""
+    lines = text.splitlines()
+    found = {line.removeprefix("user ") for line, after in pairwise(lines) if after == _DENIED}
+    return {name for name in found if _is_name(name)}
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name(name, "agent name")
+    except TopicError:
+        return False
+    return True

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fedpipe_coordinator.config import Federation
 from fedpipe_coordinator.home import Home, Party
-from fedpipe_coordinator.security.access import access_text
+from fedpipe_coordinator.security.access import access_text, denied_in
 from fedpipe_coordinator.security.authority import CANARY_SERIAL
 from fedpipe_coordinator.security.credentials import (
     PARTIES,
@@ -23,7 +23,8 @@ from fedpipe_coordinator.security.credentials import (
 )
 from fedpipe_coordinator.security.enrolment_view import SOON_DAYS
 from fedpipe_coordinator.security.owned_files import OwnedFileError
-from fedpipe_coordinator.security.publication import read_or_nothing, read_revocations, revoked_in
+from fedpipe_coordinator.security.publication import read_access
+from fedpipe_coordinator.security.revocation_list import read_revocations, revoked_in
 from fedpipe_coordinator.security.roster import Register, RosterFiles
 from fedpipe_wire.certificates import CertificateError, fingerprint
 
@@ -170,10 +171,13 @@ def check_access(patient: Patient) -> Finding:
     register = _register(patient)
     if isinstance(register, Finding):
         return Finding("access list", "skipped", "the records cannot be read")
-    text = access_text(patient.name, register.revoked()).encode()
-    if read_or_nothing(patient.home, text) != text:
+    told = read_access(patient.home)
+    # Whoever ran out is denied once the coordinator has seen it, and whoever has no record any more stays denied.
+    denied = register.revoked() | (denied_in(told) & register.denied(patient.now))
+    denied |= denied_in(told) - set(register.records)
+    if told != access_text(patient.name, denied):
         return Finding("access list", "failed", f"{patient.home.access} was changed or is missing", _WRITTEN)
-    return Finding("access list", "ok", f"as FedPipe writes it, {len(register.revoked())} agents denied")
+    return Finding("access list", "ok", f"as FedPipe writes it, {len(denied)} agents denied")
 
 
 def _register(patient: Patient) -> Register | Finding:

@@ -27,6 +27,7 @@ from fedpipe_wire.sealing import key_id
 
 Meaning = Literal["new", "again", "renewal", "replacement"]
 DEFAULT_REASON = "revoked by the federation's owner"
+REPLACED = "replaced by other keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,13 @@ class Enrolled:
 
     meaning: Meaning
     record: Record
+    issue: Issue
     bundle: Bundle
 
 
 def enrolled_entry(done: Enrolled, request: str) -> tuple[str, str, str, dict[str, object]]:
     """What the federation's record says of it: kind, agent, text and data; `request` is its fingerprint."""
-    issue, name = done.record.issues[-1], done.record.agent
+    issue, name = done.issue, done.record.agent
     kind = "renewed" if done.meaning == "renewal" else "enrolled"
     text = f"agent {name} was {kind} until {issue.expires():%Y-%m-%d}"
     return (
@@ -93,8 +95,12 @@ def judge(request: Request, records: Mapping[str, Record], now: datetime) -> Mea
     live = [issue for issue in record.issues if issue.counts(now)]
     for issue in live:
         if issue.signing_key().public_bytes_raw().hex() == request.signing_key:
-            return "again" if issue.login_key() == login else "renewal"
-    known = {key_id(issue.signing_key()): issue.signing_key() for issue in live}
+            if issue.login_key() == login:
+                return "again"
+            if issue is live[-1]:
+                return "renewal"
+    # An older key may be in other hands: only the newest speaks for the agent.
+    known = {key_id(issue.signing_key()): issue.signing_key() for issue in live[-1:]}
     return "renewal" if consents(request, known) else "replacement"
 
 
@@ -128,6 +134,16 @@ def _refuse_revoked_keys(request: Request, record: Record) -> None:
             )
 
 
+def _refuse_replaced_keys(request: Request, record: Record) -> None:
+    login = login_key_of(request)
+    for issue in record.issues:
+        if issue.signing_key().public_bytes_raw().hex() == request.signing_key or issue.login_key() == login:
+            raise EnrolmentError(
+                f"{request.agent} asks with a key that --replace would revoke. Have it make new ones with "
+                "`fedpipe-agent init` in an empty folder, or leave --replace out"
+            )
+
+
 def enrol(
     request: Request,
     files: RosterFiles,
@@ -147,7 +163,7 @@ def enrol(
         door: what the bundle says.
         now: UTC.
         days: how long the certificates last.
-        replace: revoke the certificates of an agent of this name that has other keys.
+        replace: revoke all that the agent of this name was issued before, whatever the request means.
 
     Raises:
         EnrolmentError: if the request is not to be granted.
@@ -165,7 +181,13 @@ def enrol(
             raise EnrolmentError(_taken(record, now))
         if meaning == "again":
             assert record is not None
-            return Enrolled(meaning, record, _bundle(request, _same(request, record, now), authority, door))
+            issue = _same(request, record, now)
+            if replace:
+                record = record.revoke_before(issue, now, REPLACED)
+                files.write(record)
+            return Enrolled(meaning, record, issue, _bundle(request, issue, authority, door))
+        if replace and record is not None:
+            _refuse_replaced_keys(request, record)
         key = csr.public_key()
         issue = Issue(
             request=request_fingerprint(request),
@@ -176,17 +198,40 @@ def enrol(
         if record is None:
             record = Record(agent=request.agent, issues=(issue,))
         else:
-            before = record.revoke(now, "replaced by other keys") if meaning == "replacement" else record
+            before = record.revoke(now, REPLACED) if replace else record
             record = before.with_issue(issue, now)
         files.write(record)
-    return Enrolled(meaning, record, _bundle(request, issue, authority, door))
+    return Enrolled(meaning, record, issue, _bundle(request, issue, authority, door))
 
 
-def revoke(agent: str, files: RosterFiles, now: datetime, reason: str) -> Record:
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """What came of revoking.
+
+    Attributes:
+        record: As it is on disk.
+        again: Whether the agent was revoked before, for the reason and at the time in its record.
+    """
+
+    record: Record
+    again: bool
+
+
+def revoked_entry(done: Revoked) -> tuple[str, str, str, dict[str, object]]:
+    """What the federation's record says of it: kind, agent, text and data; the same for the same revocation."""
+    last, name = done.record.issues[-1], done.record.agent
+    assert last.revoked is not None
+    at = last.revoked.astimezone(UTC).isoformat(timespec="seconds")  # as exact as the list of revoked certificates
+    return "revoked", name, f"agent {name} was revoked: {last.reason}", {"revoked": at}
+
+
+def revoke(agent: str, files: RosterFiles, now: datetime, reason: str) -> Revoked:
     """Revoke everything that an agent was issued; the record is on disk when this returns.
 
+    One that was revoked before stays as it is: whoever calls completes what a kill or a full disk left undone.
+
     Raises:
-        EnrolmentError: if there is no such agent, or it was revoked before.
+        EnrolmentError: if there is no such agent.
         OwnedFileError: if the record cannot be read or written.
     """
     with files.lock():
@@ -200,13 +245,10 @@ def revoke(agent: str, files: RosterFiles, now: datetime, reason: str) -> Record
         if record is None:
             names = ", ".join(sorted(register.records)[:20]) or "nobody"
             raise EnrolmentError(f"agent {agent[:80]!r} was never enrolled here; enrolled: {names}")
-        if record.revoked():
-            raise EnrolmentError(
-                f"agent {agent} was revoked on {record.issues[-1].revoked:%Y-%m-%d}: {record.issues[-1].reason}"
-            )
+        again = record.revoked()
         record = record.revoke(now, reason)
         files.write(record)
-    return record
+    return Revoked(record, again)
 
 
 def _taken(record: Record, now: datetime) -> str:

@@ -4,7 +4,7 @@ Owns the form of `agents/<name>.json` and what follows from it at a time: which 
 files are `roster.py`'s.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -21,6 +21,7 @@ from fedpipe_wire.sealing import Keys, key_id
 
 MAX_ISSUES = 256
 MAX_REASON = 500
+ON_THE_LIST = "its certificates are on the list of revoked ones, whatever its record says"
 
 Standing = Literal["enrolled", "expired", "revoked"]
 
@@ -77,6 +78,17 @@ class Issue(Value):
         """When the first of the two runs out."""
         return self.times()[1]
 
+    def revoke(self, now: datetime, reason: str) -> "Issue":
+        """The issue, revoked; one that was before keeps its time and reason."""
+        said = {"revoked": now.astimezone(UTC), "reason": reason[:MAX_REASON]}
+        return self if self.revoked else self.model_copy(update=said)
+
+    def revoked_by(self, listed: Mapping[int, datetime]) -> "Issue":
+        """The issue, revoked if one of its certificates is listed."""
+        pair = (self.login_certificate(), self.signing_certificate())
+        at = next((listed[each.serial_number] for each in pair if each.serial_number in listed), None)
+        return self if at is None else self.model_copy(update={"revoked": at, "reason": ON_THE_LIST})
+
     def counts(self, now: datetime) -> bool:
         """Whether it is of use: not revoked, and in its time."""
         begin, end = self.times()
@@ -124,9 +136,21 @@ class Record(Value):
 
     def revoke(self, now: datetime, reason: str) -> "Record":
         """The record once everything that is not revoked is."""
-        said = {"revoked": now.astimezone(UTC), "reason": reason[:MAX_REASON]}
-        issues = tuple(issue if issue.revoked else issue.model_copy(update=said) for issue in self.issues)
+        issues = tuple(issue.revoke(now, reason) for issue in self.issues)
         return self.model_copy(update={"issues": issues})
+
+    def revoke_before(self, kept: Issue, now: datetime, reason: str) -> "Record":
+        """The record once everything that is older than one of its issues is revoked."""
+        place = self.issues.index(kept)
+        older = tuple(issue.revoke(now, reason) for issue in self.issues[:place])
+        return self.model_copy(update={"issues": (*older, *self.issues[place:])})
+
+    def revoked_by(self, listed: Mapping[int, datetime]) -> "Record":
+        """The record once what stands on the signed list counts as revoked, by number, since its time there."""
+        if not listed:
+            return self
+        issues = tuple(each if each.revoked else each.revoked_by(listed) for each in self.issues)
+        return self if issues == self.issues else self.model_copy(update={"issues": issues})
 
     def with_issue(self, issue: Issue, now: datetime) -> "Record":
         """The record with a newer issue; where there are too many, those that ran out are forgotten.

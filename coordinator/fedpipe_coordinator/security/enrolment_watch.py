@@ -12,10 +12,12 @@ from typing import Protocol
 
 from fedpipe_coordinator.broker.errors import BrokerError
 from fedpipe_coordinator.home import Home
+from fedpipe_coordinator.security.access import denied_in
 from fedpipe_coordinator.security.authority import Authority
 from fedpipe_coordinator.security.credentials import renew_due
 from fedpipe_coordinator.security.owned_files import LockBusyError, OwnedFileError
-from fedpipe_coordinator.security.publication import publish, read_revocations, revoked_in
+from fedpipe_coordinator.security.publication import publish, read_access
+from fedpipe_coordinator.security.revocation_list import read_revocations, revoked_in
 from fedpipe_coordinator.security.roster import Roster, RosterFiles
 from fedpipe_wire.certificates import CertificateError
 
@@ -131,6 +133,8 @@ class EnrolmentWatch:
         for name in sorted(self._present - present):
             self._log(f"not listened to any more: {self._roster.refused(name)}")
             self._expel(name)
+        # Time alone lets somebody out, and a clock that is set back lets somebody in: the access list says so too.
+        self._stale = self._stale or present != self._present
         self._present = present
 
     def _tell(self, found: Told) -> None:
@@ -157,7 +161,7 @@ class EnrolmentWatch:
         serials = frozenset() if revocations is None else frozenset(revoked_in(revocations))
         paths = (home.access, home.certificate("broker"), home.key("broker"))
         files = tuple(_content(path) for path in paths)
-        return Told(serials, frozenset(self._roster.register.revoked()), files)
+        return Told(serials, frozenset(denied_in(read_access(home))), files)
 
     def _renew(self) -> None:
         for party in renew_due(self._home, self._authority, self._hosts, self._clock()):

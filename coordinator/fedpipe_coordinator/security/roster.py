@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.security.enrolment_record import Record, TimedKey, check_record, keys_at
 from fedpipe_coordinator.security.owned_files import OwnedFileError, locked, read_limited, write_owned
+from fedpipe_coordinator.security.revocation_list import read_revocations, revoked_since
 from fedpipe_wire.certificates import CertificateError
 from fedpipe_wire.messages import problem_of
 from fedpipe_wire.sealing import Keys
@@ -45,6 +46,11 @@ class Register:
         """Agents that were revoked, and those of whom nobody can tell."""
         return {name for name, record in self.records.items() if record.revoked()} | set(self.damaged)
 
+    def denied(self, now: datetime) -> set[str]:
+        """Agents that may have no connection: nothing that they were given counts now, or nobody can tell."""
+        absent = {name for name, record in self.records.items() if record.standing(now) != "enrolled"}
+        return absent | set(self.damaged)
+
     def serials(self) -> list[tuple[int, datetime]]:
         """Numbers of all revoked certificates."""
         return [serial for _, record in sorted(self.records.items()) for serial in record.serials()]
@@ -62,22 +68,24 @@ class RosterFiles:
     def __init__(self, home: Home, ca: x509.Certificate, federation: str) -> None:
         self._folder, self._ca, self._federation = home.agents, ca, federation
         self._read: dict[str, tuple[_FileState, Record]] = {}
+        self._home = home
 
     def lock(self, patience_s: float = PATIENCE_S) -> AbstractContextManager[None]:
         """Hold the records, so that no other command changes them; `LockBusyError` if one does for longer."""
         return locked(self._folder / _LOCK, patience_s)
 
     def read(self) -> Register:
-        """All records.
+        """All records. What is on the signed list is revoked, also where a record that was restored says otherwise.
 
         Raises:
             OwnedFileError: if the folder cannot be read.
         """
+        listed = revoked_since(read_revocations(self._home, self._ca))
         records: dict[str, Record] = {}
         damaged: dict[str, str] = {}
         for name in self._names():
             try:
-                records[name] = self._read_one(name)
+                records[name] = self._read_one(name).revoked_by(listed)
             except FileNotFoundError:  # it went while the folder was read
                 continue
             except (OwnedFileError, CertificateError, ValidationError) as error:
@@ -97,7 +105,8 @@ class RosterFiles:
     def state(self) -> object:
         """Something that is another whenever a record was written, made or removed."""
         try:
-            return [(path.name, _state(path)) for path in sorted(self._folder.glob(f"*{_SUFFIX}"))]
+            listed = _state(self._home.revocations) if self._home.revocations.exists() else None
+            return listed, [(path.name, _state(path)) for path in sorted(self._folder.glob(f"*{_SUFFIX}"))]
         except OSError as error:  # a file may go while it is looked at
             return error.errno, error.filename
 

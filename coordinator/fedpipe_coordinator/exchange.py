@@ -1,8 +1,8 @@
 """The coordinator's side of the wire: sealed messages, updates coming in, adapters going out.
 
 Owns what is between the transport and the service: topics, seals, blob transfers. Of a packet, the topic is looked at
-first, then its size, its seal, and only then what is in it. It refuses what does not hold and says so; it decides
-nothing about runs.
+first, then how many came before it, its size, its seal, and only then what is in it. It refuses what does not hold and
+says so; it decides nothing about runs.
 """
 
 import time
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedpipe_coordinator.audit.pace import BURST, PER_SECOND, Pace
 from fedpipe_coordinator.audit.refusals import Fault, Refusals
 from fedpipe_wire.agent_messages import AgentMessage, BlobMissing
 from fedpipe_wire.blob_bits import BlobDiskError, BlobError
@@ -89,6 +90,7 @@ class Exchange:
     ) -> None:
         self.transport = transport
         self.refusals = Refusals()
+        self._pace = Pace()
         self._topics = topics
         self._blobs = blobs
         self._sealer, self._inspector = sealer, inspector
@@ -218,6 +220,9 @@ class Exchange:
 
     def _read(self, agent: str, channel: str) -> Said | None:
         event = self._packet
+        if not self._pace.allows(agent):
+            self.refuse("flood", f"more than {BURST} messages at once and {PER_SECOND:.0f} in a second", agent)
+            return None
         if len(event.payload) > MAX_MESSAGE_BYTES:
             self.refuse("oversize", f"{len(event.payload)} bytes, at most {MAX_MESSAGE_BYTES} are read", agent)
             return None

@@ -81,7 +81,9 @@ class Reception:
         if message.profile.agent != agent:
             self._exchange.refuse("wrong-sender", f"a profile of {message.profile.agent!r}", agent)
             return None
-        self._store.save_profile(message.profile)
+        # What the registry has is stored; an agent that says it without end must not keep the disk busy.
+        if self._registry.profiles().get(agent) != message.profile:
+            self._store.save_profile(message.profile)
         return self._registry.profile(agent, message.profile)
 
     def _unknown_run(self, agent: str, message: Report) -> None:

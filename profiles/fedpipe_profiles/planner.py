@@ -7,6 +7,7 @@ the predicted peak within what is lent, the round within the deadline and the up
 Everything is a function of its arguments: the same problem gives the same plan.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -78,12 +79,11 @@ def plan_round(
         _check_deadline(deadline_s)
     kinds = {name: _kind(device) for name, device in devices.items()}
     prepared: dict[tuple[object, ...], Prepared] = {}
-    weights: dict[tuple[object, ...], float] = {}
     for name, device in devices.items():
         if kinds[name] not in prepared:
             prepared[kinds[name]] = prepare(job, device)
-        weights[kinds[name]] = weights.get(kinds[name], 0.0) + device.train_examples
-    fleet = [Member(prepared[kind], weight) for kind, weight in weights.items()]
+    alike = Counter(kinds.values())
+    fleet = [Member(prepared[kind], count) for kind, count in alike.items()]
     if deadline_s is None:
         chosen, curve = choose_deadline(job.increments, fleet)
     else:

@@ -11,13 +11,15 @@ from run_support import device, job, scored, survey, trained
 
 from fedpipe_coordinator import work
 from fedpipe_coordinator.exchange import Said
-from fedpipe_coordinator.records.record_keeping import LATE_NOTES
+from fedpipe_coordinator.records.note_limits import NOTES_A_ROUND, USUAL
 from fedpipe_coordinator.records.retelling import Event
 from fedpipe_coordinator.records.run_folder import RunFolder
 from fedpipe_coordinator.watchers import MOST_WAITING, Watchers
 from fedpipe_wire.agent_messages import Failed, Presence, Profile, Progress, Refused
 from fedpipe_wire.blob_bits import BlobDiskError
 from fedpipe_wire.coordinator_messages import Ack
+
+LATE_NOTES = NOTES_A_ROUND["late"]
 
 
 @pytest.fixture
@@ -93,6 +95,28 @@ def test_reports_that_are_not_owed_are_noted_a_few_times_in_a_round_and_all_answ
     for _ in range(40):
         office.say(trained("a", 99).model_copy(update={"run": run}))
     assert _late(office, run) <= 2 * LATE_NOTES
+
+
+@pytest.mark.parametrize("kind", ["offline", "trained"])
+def test_what_an_agent_repeats_is_noted_a_few_times_in_a_round_and_then_counted(office: Office, kind: str) -> None:
+    run, often = _training(office), 3 * USUAL
+    for number in range(often):
+        if kind == "offline":
+            office.say(Presence(state="offline", session="1"))
+            office.say(Presence(state="online", session="1"))
+        else:
+            office.say(trained("a", 1, number).model_copy(update={"run": run}))
+    office.settle()
+    assert kind in [line["kind"] for line in RunFolder(office.folder / "runs" / run).audit()]
+    office.ask(op="stop", run=run)
+    office.settle()
+    lines = list(RunFolder(office.folder / "runs" / run).audit())
+    kept = sum(line["kind"] == kind for line in lines)
+    counted = [line["data"]["count"] for line in lines if line["kind"] == "not-kept" and line["data"]["kind"] == kind]
+    assert kept == USUAL
+    assert len(counted) == 1
+    assert kept + counted[0] == often
+    assert all(line["agent"] == "a" for line in lines if line["kind"] == "not-kept")
 
 
 def test_work_that_waits_for_room_is_noted_once_whatever_is_free(

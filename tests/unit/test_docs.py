@@ -217,7 +217,10 @@ def test_every_page_and_every_decision_is_in_its_index() -> None:
 
 def test_every_kind_and_fault_of_the_federation_s_record_is_documented() -> None:
     page = reference("audit.md")
-    assert undocumented(set(get_args(SealFault)) | {"wrong-topic", "oversize", "wrong-sender", "stale"}, page) == set()
+    assert (
+        undocumented(set(get_args(SealFault)) | {"wrong-topic", "oversize", "wrong-sender", "stale", "flood"}, page)
+        == set()
+    )
     sources = "\n".join(file.read_text() for file in (ROOT / "coordinator" / "fedpipe_coordinator").rglob("*.py"))
     kinds = set(re.findall(r'(?:\bEntry\(|audit\w*\.append\()\s*"([a-z-]+)"', sources))
     assert {"refused", "coordinator-started"} <= kinds

@@ -68,6 +68,31 @@ def test_who_was_planned_more_steps_or_ranks_may_move_farther() -> None:
     assert clips(updates, 1.0, 1.0, 1.0, 10.0, clip=1.0) == [1.0, 1.0, 1.0, 0.8]
 
 
+def test_a_small_plan_whose_head_moves_as_any_head_does_is_not_clipped() -> None:
+    """A head does not shrink with the rank: of six weights by 4 beside two of 24 by 16, the norm is the smallest."""
+    small = UpdateFile("small", 10, FILE, {f"w{n}": tuple(range(4)) for n in range(6)}, steps=1)
+    large = [UpdateFile(name, 10, FILE, {f"w{n}": tuple(range(16)) for n in range(24)}, steps=1) for name in "ab"]
+    assert clips([small, *large], 3.5, 3.7, 3.6, clip=1.5) == [1.0, 1.0, 1.0]
+    assert clips([small, *large], 350.0, 3.7, 3.6, clip=1.5)[0] < 0.02
+
+
+@given(
+    st.lists(st.floats(0.1, 10), min_size=2, max_size=5),
+    st.lists(st.floats(0, 1e30), min_size=1, max_size=4),
+    st.lists(st.sampled_from([1, 4, 16]), min_size=9, max_size=9),
+)
+def test_a_minority_moves_no_farther_than_honest_size(
+    honest: list[float], hostile: list[float], ranks: list[int]
+) -> None:
+    hostile = hostile[: len(honest) - 1]
+    norms = [*honest, *hostile]
+    updates = [files(f"agent-{n}", rank=rank)[0] for n, rank in zip(range(len(norms)), ranks, strict=False)]
+    moved = [norm * factor for norm, factor in zip(norms, clips(updates, *norms), strict=True)]
+    per_root = max(norm / rank**0.5 for norm, rank in zip(honest, ranks, strict=False))
+    for far, rank in zip(moved, ranks, strict=False):
+        assert far <= 2.0 * max(*honest, per_root * rank**0.5) * (1 + 1e-9)
+
+
 def test_a_late_update_is_clipped_and_is_nobodys_measure() -> None:
     updates = [*files("a", "b", "c"), *(replace(each, base=FILE) for each in files("a", "b", "c"))]
     assert clips(updates, 1.0, 1.0, 1.0, 50.0, 50.0, 50.0) == [1.0, 1.0, 1.0, 0.04, 0.04, 0.04]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from fedpipe_coordinator.records.note_limits import NoteLimits
 from fedpipe_coordinator.records.record_trail import RecordTrail
 from fedpipe_coordinator.records.report import write_report
 from fedpipe_coordinator.records.retelling import Event
@@ -23,8 +24,6 @@ AGAIN_S = 30.0
 """How long a folder that could not be written is left alone."""
 
 _ENDS_AND_BEGINNINGS = ("run-began", "run-done", "run-failed", "run-stopped")
-LATE_NOTES = 3
-"""So many notes of one agent's late reports and updates are kept in a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ class RecordKeeper:
         self._trail = RecordTrail(store, folder, clock)
         self._troubles: dict[str, tuple[Trouble, float]] = {}
         self._unconcluded: set[str] = set()
-        self._late: dict[tuple[str, str | None], tuple[int, int]] = {}
+        self._limits = NoteLimits()
 
     def open(self, state: RunState) -> None:
         """Take up what an earlier process stored and did not write out."""
@@ -98,9 +97,10 @@ class RecordKeeper:
         """
         lines: list[Line] = []
         said: list[str] = []
-        for action in actions:
+        left_over = self._limits.left_over(state.run, state.round, over=not state.open)
+        for action in (*left_over, *actions):
             match action:
-                case Note() if self._is_too_much(state.run, action):
+                case Note() if self._limits.is_too_much(state.run, action):
                     continue
                 case Note():
                     line = self._trail.note(state.run, action)
@@ -118,15 +118,6 @@ class RecordKeeper:
         if any(isinstance(action, Note) and action.kind in _ENDS_AND_BEGINNINGS for action in actions):
             self._look(state)
         return said
-
-    def _is_too_much(self, run: str, note: Note) -> bool:
-        """Whether an agent has said enough that was not owed any more in this round: the record must not grow by it."""
-        if note.kind != "late":
-            return False
-        round_, count = self._late.get((run, note.agent), (note.round, 0))
-        count = count + 1 if round_ == note.round else 1
-        self._late[run, note.agent] = (note.round, count)
-        return count > LATE_NOTES
 
     def write_out(self, runs: Mapping[str, RunState], now: float) -> Iterator[tuple[str, Trouble]]:
         """Write what waits into the files; the runs whose folder does not take it, each when that is news."""

@@ -11,6 +11,7 @@ from fedpipe_coordinator.runs.run_events import AgentOnline, Send
 from fedpipe_coordinator.runs.run_state import Member, RunState
 from fedpipe_coordinator.runs.step import Step
 from fedpipe_coordinator.runs.tasks import ask_again, score_task, survey_task
+from fedpipe_profiles.contribution import Contribution
 from fedpipe_wire.agent_messages import Scored, Survey
 from fedpipe_wire.coordinator_messages import EndTask
 
@@ -124,15 +125,23 @@ def on_scored(work: Step, member: Member, scored: Scored) -> None:
     if problem is not None:
         exclude(work, member, f"{member.name} cannot be planned: {problem}")
         return
-    update: dict[str, object] = {"contribution": scored.contribution, "measurements": scored.measurements}
+    contribution = _as_asked(work.state, member.survey, scored.contribution)
+    update: dict[str, object] = {"contribution": contribution, "measurements": scored.measurements}
     if work.state.phase == "scoring":
         update["standing"] = "answered"
     work.put(member.model_copy(update=update))
     work.note(
         "scored",
-        f"{member.name} scored {len(scored.contribution.curves)} weights on {scored.contribution.examples} examples",
+        f"{member.name} scored {len(contribution.curves)} weights on {contribution.examples} examples",
         agent=member.name,
     )
+
+
+def _as_asked(state: RunState, survey: Survey, said: Contribution) -> Contribution:
+    """Curves weigh by no more examples than the task asked for and the agent has, whatever it says."""
+    task = score_task(state)
+    most = min(survey.train_examples, task.batches * max(task.terms.batch_sizes))
+    return said.model_copy(update={"examples": min(said.examples, most)})
 
 
 def exclude(work: Step, member: Member, reason: str) -> None:

@@ -220,7 +220,7 @@ class Mallory:
         """Give the present round up, and return the next one's task: the good agent has done a whole round between."""
         before = self.in_a_round()
         self.say(Refused(run=before.run, round=before.round, reason="nothing today"))
-        self.until("the next round", lambda: self.task is not None and self.task.round > before.round)
+        self.until("the next round", lambda: self.task is not None and self.task.round > before.round, 6 * WAIT_S)
         return self.in_a_round()
 
     def offer(self, data: bytes, **changes: Any) -> Ack:

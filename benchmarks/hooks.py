@@ -25,6 +25,8 @@ _IDLE, _ARMED, _FIRED = 0, 1, 2
 _OURS = ("fedpipe_", "benchmarks.echo_trainer")
 _BETWEEN = ("pathlib", "contextlib", "tempfile", "shutil", "benchmarks.", "os", "io")
 """Modules that may stand between FedPipe's code and the operation; under others it is not FedPipe's operation."""
+_THROUGH = ("fedpipe_agent.audited_transport",)
+"""FedPipe's own modules through which others of it publish: a site is who asked them to."""
 _PLUMBING = frozenset(("sync_folder", "write_atomically", "execute", "transaction"))
 """Public functions whose caller says more than they do."""
 
@@ -147,7 +149,7 @@ def site_of(frame: FrameType | None) -> str | None:
     site = ""
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module.startswith(_OURS):
+        if module.startswith(_OURS) and module not in _THROUGH:
             function = frame.f_code.co_name
             if not site:
                 site = f"{module.removeprefix('fedpipe_').removeprefix('benchmarks.')}.{function}"
@@ -155,7 +157,7 @@ def site_of(frame: FrameType | None) -> str | None:
                 return f"{site}<{function}"
             if _is_public(function):
                 return site
-        elif not module.startswith(_BETWEEN):
+        elif not module.startswith((*_BETWEEN, *_THROUGH)):
             break
         frame = frame.f_back
     return site or None

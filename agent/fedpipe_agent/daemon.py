@@ -146,8 +146,7 @@ class Daemon:
     def _remember(self) -> None:
         left = self._folder.journal.load()
         if left is not None:
-            memory, then = left
-            memory = memory.rebased(then, self._moment())
+            memory = left[0].rebased(left[1], self._moment())
             self._state = replace(self._state, memory=memory, loaded=True)
             self._shelf.check(memory)
         self._hands.tidy(self._state.memory)
@@ -163,7 +162,9 @@ class Daemon:
         self._upkeep.close(self._moment())
 
     def _tick(self, now: float) -> float:
-        self._upkeep.tick(self._moment())
+        if self._upkeep.tick(self._moment()):
+            self._introduction.resealed()
+            self._mouth.presence("online")
         self._admit(ad.Woke())
         within = self._within_hours(datetime.now().astimezone())
         if within != self._state.setup.within_hours:

@@ -19,6 +19,7 @@ class Introduction:
         self._probe = LinkProbe(publish, profile.limits.uplink_bps)
         self._began: float | None = None
         self._said = False
+        self._stale = False
 
     def tick(self, now: float) -> DeviceProfile | None:
         """Go on measuring, while the session is welcome; the profile when it is time to say it."""
@@ -34,7 +35,12 @@ class Introduction:
 
     def welcomed(self, *, resumed: bool) -> DeviceProfile | None:
         """The session is let in again; a broker that has lost the session has lost the retained profile too."""
-        return self.profile if self._said and not resumed else None
+        again, self._stale = self._stale or not resumed, False
+        return self.profile if self._said and again else None
+
+    def resealed(self) -> None:
+        """What the broker keeps carries a seal of former keys: say it again as soon as the session is welcome."""
+        self._stale = True
 
     def delivered(self, handle: int, now: float) -> None:
         """The broker acknowledged a publication."""

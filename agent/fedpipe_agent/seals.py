@@ -33,10 +33,12 @@ class Seals:
         self.passport = passport
         self.sealer, self.will = self._made()
 
-    def renew(self) -> None:
-        """Seal with what the passport says now; raises as the constructor."""
-        if self.passport.renewed():
+    def renew(self) -> bool:
+        """Seal with what the passport says now; whether that is new. Raises as the constructor."""
+        renewed = self.passport.renewed()
+        if renewed:
             self.sealer, self.will = self._made()
+        return renewed
 
     def _made(self) -> tuple[Sealer, Will]:
         name, instance = self._identity.name, self._identity.instance

@@ -106,19 +106,20 @@ class Upkeep:
         """
         self._journal.save(memory, moment, self._inspector.dirty())
 
-    def tick(self, moment: Moment) -> None:
-        """Do what is due.
+    def tick(self, moment: Moment) -> bool:
+        """Do what is due; whether this agent's seals are others than before.
 
         Raises:
             StateFolderError: if the journal or the record takes nothing any more.
         """
-        self._seals.renew()
+        renewed = self._seals.renew()
         heard = self._inspector.dirty()
         if heard:
             self._journal.save(None, moment, heard)
         self._refusals.tick()
         self._absence.tick()
         self._record.flush()
+        return renewed
 
     def connected(self) -> None:
         """A connection came up."""

@@ -62,6 +62,8 @@ def test_keys_are_renewed_while_it_runs_and_a_revoked_agent_says_so_and_waits(
         run(agent, "join", str(tmp_path / "bundle.json"))
         new = desk.knows(tmp_path / "state")
         agent.until(desk, "it has seen them", lambda: "new keys and certificates are used" in agent.said)
+        agent.until(desk, "what the broker keeps is sealed anew", lambda: count(desk, Profile) == 2)
+        assert desk.outsides[-1].key == new
         ask(agent, desk, "after")
         assert desk.outsides[-1].key == new != old
         # the next connection logs in with the new certificate: the former is revoked by now

@@ -381,6 +381,14 @@ def test_a_crash_at_any_step_of_the_swap_leaves_one_whole_set(joined: Silo, monk
     assert not (joined.folder / "state" / "identity-former").exists()
 
 
+def test_a_crash_while_new_keys_replace_the_old_by_force_leaves_the_old_ones(joined: Silo) -> None:
+    joined.run("renew")  # its keys have no certificates yet, and must not take the place
+    joined.identity.rename(joined.identity.with_name("identity-former"))
+    key_folder.recover(joined.folder / "state")
+    assert joined.credentials().signing.public_key().public_bytes_raw().hex() != joined.request.signing_key
+    assert not (joined.folder / "state" / "identity-former").exists()
+
+
 def test_a_running_agent_takes_renewed_keys_by_itself(joined: Silo) -> None:
     said: list[str] = []
     passport = Enrolled(joined.folder / "state", "north", said.append)

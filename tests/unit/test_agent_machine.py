@@ -210,7 +210,7 @@ def test_the_end_of_a_run_leaves_an_update_whose_bytes_another_run_made_too() ->
     assert DropUpdate(offered.update.sha256) not in agent.task(end_task(RUN))
     assert agent.state.memory.outbox == (again,)
     assert DropUpdate(offered.update.sha256) in agent.task(end_task(again.run))
-    assert agent.state.memory.outbox == ()
+    assert len(agent.state.memory.outbox) == 0
 
 
 def test_a_round_without_work_ends_what_is_left_of_the_one_before() -> None:

@@ -196,7 +196,9 @@ def test_a_journal_of_the_first_schema_goes_on_with_the_numbers_of_the_file(tmp_
 def test_a_folder_put_back_from_a_backup_repeats_no_number_unless_the_clock_was_set_back(tmp_path: Path) -> None:
     clock = [5_000_000]
     with StateFolder(tmp_path / "state", wall_us=lambda: clock[0]) as folder:
-        first = [folder.next_counter() for _ in range(1500)]
+        first = [folder.next_counter() for _ in range(1000)]
+        clock[0] += 1_000_000
+        first += [folder.next_counter() for _ in range(500)]
     assert first == [*range(5_000_001, 5_001_501)], "within one process they follow one another"
     shutil.copytree(tmp_path / "state", tmp_path / "backup")
     clock[0] += 60_000_000

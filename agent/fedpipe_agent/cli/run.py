@@ -35,8 +35,8 @@ def run(
     """
     settings = load_agent_settings(config)
     check(settings)
-    passport = open_passport(settings)
     with StateFolder(settings.state) as folder:
+        passport = open_passport(settings)
         _log(f"agent {settings.name}: measuring this machine")
         profile, notes = probe_device(
             settings.name,

@@ -27,6 +27,7 @@ def _reports(yard: Yard) -> str:
     fleet.revive()
     fleet.wait("the coordinator's return", lambda: yard.refused().get("retained", 0) > 1, 60.0)
     said = yard.log.news()
+    mallory.greet()
     yard.check_sane(said)
     if f"of run {run}" in said:
         raise AcceptedError(said)

@@ -72,9 +72,13 @@ class Mallory:
         self._transport.subscribe(self.topics.all_down(self.name))
         self._transport.start()
         self.until("a connection", lambda: self._connected)
+        self.greet()
+        self.say(Profile(profile=profile(self.name, self.dataset)), retain=True)
+
+    def greet(self) -> None:
+        """Say that it is there, as an agent does after every connection."""
         self.say(Presence(state="online", session=f"session-{self.name}"), retain=True)
         self.wait_for(Welcome)
-        self.say(Profile(profile=profile(self.name, self.dataset)), retain=True)
 
     def leave(self) -> None:
         """Say goodbye."""

@@ -32,6 +32,7 @@ from typing import Any
 from benchmarks import (
     badinput_bundles,
     badinput_files,
+    badinput_kept,
     badinput_orders,
     badinput_packets,
     badinput_requests,
@@ -89,7 +90,7 @@ class Table:
         """Take a result, and show it."""
         self.results.append(result)
         answer = " ".join(result.answer.split())
-        shown = answer if result.verdict != "refused" else answer[-SHOWN:]
+        shown = answer if result.verdict != "refused" else answer.partition(" (exit code")[0][-SHOWN:]
         self.say(f"{result.verdict:9} {result.case.kind:16} {result.case.name:46} {shown}")
 
     def must(self, kind: str, what: str, check: Callable[[], None]) -> None:
@@ -163,6 +164,8 @@ def try_yard(table: Table, folder: Path) -> None:
             table.must("packet", f"serving after {module.__name__.rpartition('_')[2]}", yard.check_serving)
         table.must("packet", "a line for every refused packet", lambda: check_recorded(yard))
         table.growth_bytes |= {"coordinator": coordinator.peak_bytes(), "good agent": agent.peak_bytes()}
+        table.judge_all(badinput_kept.coordinator_cases(yard))
+        table.must("packet", "serving after a restart", yard.check_serving)
         yard.mallory.leave()
         table.must("packet", "the logs", lambda: check_logs(folder))
 
@@ -174,6 +177,8 @@ def try_orders(table: Table, folder: Path) -> None:
         table.judge_all(badinput_orders.cases(court))
         table.must(ORDER, "serving after orders", court.check_serving)
         table.growth_bytes["ordered agent"] = agent.peak_bytes()
+        table.judge_all(badinput_kept.agent_cases(court))
+        table.must(ORDER, "serving after a restart", court.check_serving)
         table.must(ORDER, "the logs", lambda: check_logs(folder))
 
 

@@ -72,9 +72,13 @@ class Mallory:
         self._transport.subscribe(self.topics.all_down(self.name))
         self._transport.start()
         self.until("a connection", lambda: self._connected)
+        self.greet()
+        self.say(Profile(profile=profile(self.name, self.dataset)), retain=True)
+
+    def greet(self) -> None:
+        """Say that it is there, as an agent does after every connection."""
         self.say(Presence(state="online", session=f"session-{self.name}"), retain=True)
         self.wait_for(Welcome)
-        self.say(Profile(profile=profile(self.name, self.dataset)), retain=True)
 
     def leave(self) -> None:
         """Say goodbye."""
@@ -220,7 +224,7 @@ class Mallory:
         """Give the present round up, and return the next one's task: the good agent has done a whole round between."""
         before = self.in_a_round()
         self.say(Refused(run=before.run, round=before.round, reason="nothing today"))
-        self.until("the next round", lambda: self.task is not None and self.task.round > before.round)
+        self.until("the next round", lambda: self.task is not None and self.task.round > before.round, 6 * WAIT_S)
         return self.in_a_round()
 
     def offer(self, data: bytes, **changes: Any) -> Ack:

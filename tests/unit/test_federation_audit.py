@@ -233,6 +233,16 @@ def test_lines_of_commands_cut_off_with_the_notes_put_back_are_found_for_ever(tm
         assert findings(tmp_path) == [(8, "out-of-place")]
 
 
+def test_notes_that_were_edited_to_hold_half_a_character_are_found_and_stop_nobody(tmp_path: Path) -> None:
+    path = _ten(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    (tmp_path / NEWEST).write_bytes(lines[-1].replace(b"line 10", b"\\ud800"))
+    assert (10, "edited") in findings(tmp_path)
+    record(tmp_path).append("refused", "a", "next")
+    assert (10, "edited") in findings(tmp_path)
+
+
 def test_a_process_that_is_stopped_while_it_writes_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     record(tmp_path).append("refused", "a", "one")
     with federation_audit._lock(tmp_path / LOCK, 1.0, os.O_RDWR), pytest.raises(AuditError, match="another process"):

@@ -83,7 +83,7 @@ def verify(file: str, data: bytes, known: Known) -> Verdict:
     *texts, rest = data.split(b"\n")
     in_file = len(texts)
     last, _ = _last(read_chain(texts))
-    texts += [line.text.encode() for line in known.waiting if line.number > last]
+    texts += [line.text.encode(errors="replace") for line in known.waiting if line.number > last]
     chain = read_chain(texts)
     findings = [_broken(file, chain, each) for each in chain.breaks]
     if rest and not known.waiting:  # else a kill cut a line short that is written again

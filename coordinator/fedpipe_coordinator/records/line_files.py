@@ -82,7 +82,8 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
     Raises:
         OSError: if the disk does not take them; the file is as it was.
     """
-    data = memoryview(b"".join(line.encode() + b"\n" for line in lines))
+    # Half a character cannot be written down: only somebody who edited a line can have put it there.
+    data = memoryview(b"".join(line.encode(errors="replace") + b"\n" for line in lines))
     # Without a buffer: what a full disk refused must not be written by the close, after the file was put right.
     with path.open("a+b", buffering=0) as file:
         end = _whole_bytes(file)

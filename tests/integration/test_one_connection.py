@@ -86,7 +86,7 @@ def test_an_agent_reaches_the_broker_and_nobody_else(tmp_path: Path) -> None:
             assert _first(agent, desk, Scored).contribution.curves
             reference = desk.store.add_file(adapter)
             desk.sender.offer(reference)
-            plan = make_plan(some_components(base), agent=AGENT, global_rank=6)
+            plan = make_plan(some_components(base), agent=AGENT, global_rank=6, batch_size=2)
             task = train_task(1, RUN).model_copy(update={"terms": terms, "adapter": reference, "plan": plan})
             assert isinstance(task, TrainTask)
             desk.say(task.model_copy(update={"labels": LABELS}))

@@ -147,9 +147,7 @@ class _Dialer:
         client = _Client(self.client_id, number, inbox, tls=self.tls is not None)
         client.connect_timeout = self.options.connect_s
         if self.tls is not None:
-            context = self.tls()
-            context.sslsocket_class = _TidySocket
-            client.tls_set_context(context)
+            client.tls_set_context(self.tls())
         if self.credentials is not None:
             client.username_pw_set(*self.credentials)
         will = self.will() if callable(self.will) else self.will
@@ -168,17 +166,6 @@ class _Dialer:
             raise ValueError(told_tls(error, self.host)) from error
         client.loop_start()
         return _PahoLink(client, as_published=self.options.retain_as_published)
-
-
-class _TidySocket(ssl.SSLSocket):
-    """Paho lets go of a socket whose handshake failed without closing it."""
-
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 -- the library's signature
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
 
 
 class _PahoLink:

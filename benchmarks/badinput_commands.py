@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.badinput_cases import AcceptedError, CrashedError
-from benchmarks.processes import KIB
+from benchmarks.processes import resident_bytes
 
 Make = Callable[[Path], None]
 """Puts something at a path."""
 LIMIT_S = 30.0
-POLL_S = 0.02
+POLL_S = 0.005
 _TRACES = ("Traceback (most recent call last)", 'File "')
 
 
@@ -65,7 +65,8 @@ class Commands:
 
     def growth_bytes(self) -> int:
         """How much more the most hungry command took than the least: all of them load the same program."""
-        return max(self.peaks, default=0) - min(self.peaks, default=0)
+        seen = [peak for peak in self.peaks if peak > 0]
+        return max(seen, default=0) - min(seen, default=0)
 
     def refusal(self, arguments: Sequence[str], codes: Sequence[int], accepting: Sequence[int | None]) -> str:
         """What a command says that must refuse its file.
@@ -94,17 +95,19 @@ class Commands:
 
 
 def _wait(process: "subprocess.Popen[bytes]", limit_s: float) -> tuple[int | None, int]:
-    """Exit code and peak resident bytes; None where it had to be ended."""
-    deadline, late = time.monotonic() + limit_s, False
-    while True:
-        pid, status, used = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return (None if late else process.returncode), KIB * used.ru_maxrss
+    """Exit code and peak resident bytes; None where it had to be ended.
+
+    The peak is asked for until the end: what the kernel tells of a process that has ended is no less than what its
+    parent held when it was started.
+    """
+    deadline, peak, late = time.monotonic() + limit_s, 0, False
+    while process.poll() is None:
+        peak = max(peak, resident_bytes(process.pid, peak=True))
         if not late and time.monotonic() > deadline:
             late = True
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(POLL_S)
+    return (None if late else process.returncode), peak
 
 
 def _listing(folder: Path) -> set[tuple[str, int, int]]:

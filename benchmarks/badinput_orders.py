@@ -63,7 +63,6 @@ FIELDS: Mapping[str, tuple[tuple[str, ...], Any, str]] = {
     "a rank of 2^40": (("plan", "global_rank"), 1 << 40, MALFORMED),
     "a component below zero": (("plan", "components"), {FIRST: [-1]}, MALFORMED),
     "a scale of infinity": (("plan", "scale"), float("inf"), MALFORMED),
-    "a peak of -1 bytes": (("plan", "predicted", "peak_bytes"), -1, MALFORMED),
     "a reason of 10,000 characters": (("plan", "reason"), "x" * 10_000, MALFORMED),
     "round 0": (("round",), 0, MALFORMED),
     "an epoch of 10^400": (("epoch",), 10**400, MALFORMED),
@@ -101,7 +100,8 @@ RAW: Mapping[str, tuple[str, bytes, str]] = {
 }
 
 
-def _plan(court: Court, changes: dict[str, Any]) -> str:
+def plan_of(court: Court, changes: dict[str, Any]) -> str:
+    """What the agent answers to a good task whose plan has these changes."""
     tyrant, run = court.tyrant, court.tyrant.new_run()
     tyrant.say(tyrant.train_task(run, **changes))
     return tyrant.answer(run)
@@ -234,7 +234,7 @@ def _overtaken(court: Court) -> str:
 
 def _tasks(court: Court) -> Iterator[tuple[str, Callable[[], str], str]]:
     for name, (changes, says) in PLANS.items():
-        yield name, partial(_plan, court, changes), says
+        yield name, partial(plan_of, court, changes), says
     for name, (path, value, says) in FIELDS.items():
         yield f"field: {name}", partial(_field, court, path, value), says
     for name, (channel, payload, says) in RAW.items():

@@ -89,6 +89,9 @@ def test_a_coordinator_and_an_agent_refuse_bad_words_and_serve_on(tmp_path: Path
     with open_fleet(tmp_path / "yard") as fleet:
         yard = open_yard(fleet)
         growth = Growth(fleet.pid("coordinator"))
+        with pytest.raises(AcceptedError):  # what nobody has changed is taken: the harness would see it
+            badinput_packets.Sender(yard).outside(lambda properties: properties)
+        assert yard.mallory.offer(badinput_rounds.good(yard.mallory.in_a_round())).accepted
         for module in (badinput_packets, badinput_topics, badinput_words, badinput_rounds):
             table.judge_all(module.cases(yard)[::EVERY])
         yard.check_serving()
@@ -98,6 +101,8 @@ def test_a_coordinator_and_an_agent_refuse_bad_words_and_serve_on(tmp_path: Path
     check_logs(tmp_path / "yard")
     (tmp_path / "court").mkdir()
     with open_fleet(tmp_path / "court") as fleet, open_court(fleet) as court:
+        with pytest.raises(AcceptedError):
+            badinput_orders.plan_of(court, {})
         table.judge_all(badinput_orders.cases(court)[::EVERY])
         court.check_serving()
     check_logs(tmp_path / "court")

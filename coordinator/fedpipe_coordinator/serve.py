@@ -91,10 +91,11 @@ class Server:
             transfers = self._settings.transfer.to_settings()
             blobs = BlobStore(self._home.blobs, chunk_bytes=transfers.chunk_bytes)
             if security is None:
-                sealer, keys = Sealer(COORDINATOR, store.next_counter), None
+                sealer = Sealer(COORDINATOR, store.next_counter)
+                inspector = Inspector(None, store.heard(), RETAINED_BY_AGENTS)
             else:
-                sealer, keys = security.credentials.sealer(store.next_counter), security.roster.keys
-            inspector = Inspector(keys, store.heard(), RETAINED_BY_AGENTS)
+                sealer, roster = security.credentials.sealer(store.next_counter), security.roster
+                inspector = Inspector(roster.keys, store.heard(), RETAINED_BY_AGENTS, look_again=roster.look_again)
             exchange = Exchange(transport, Topics(name), blobs, sealer, inspector, self._log, transfers)
             service = Service(self._home, name, store, blobs, exchange, self._log, each_tick=partial(_each, watches))
             stack.callback(service.close)

@@ -16,8 +16,9 @@ from fedpipe_coordinator.security.enrolling import revoke
 from fedpipe_coordinator.security.revocation_list import read_revocations, revoked_in
 from fedpipe_coordinator.security.roster import Roster
 from fedpipe_wire.enrolment import EnrolmentError
-from fedpipe_wire.sealing import key_id
+from fedpipe_wire.sealing import Inspector, Sealer, key_id
 from fedpipe_wire.topics import TopicError
+from fedpipe_wire.transport import Received
 
 
 class Clock:
@@ -63,6 +64,20 @@ def test_whoever_is_enrolled_or_revoked_meanwhile_is_seen_at_the_next_look(offic
     assert roster.keys("north") is None
     assert "revoked" in roster.refused("north")
     assert roster.present() == set()
+
+
+def test_who_was_just_enrolled_is_heard_at_once_and_told_of_at_the_next_look(office: Office, roster: Roster) -> None:
+    roster.refresh()
+    inspector = Inspector(roster.keys, {}, look_again=roster.look_again)
+    keys = new_keys()
+    let_in(office, "north", keys)
+    sealer = Sealer("north", iter(range(5)).__next__, keys.signing)
+    said = sealer.seal("fedpipe/f/agents/north/up/report", b"{}")
+    inspector.inspect(
+        "north", Received("fedpipe/f/agents/north/up/report", b"{}", False, said.properties())
+    )  # a packet's field
+    assert roster.refresh(), "who looks in between does not hide the change from the broker's watch"
+    assert not roster.refresh()
 
 
 def test_a_key_stops_counting_the_moment_it_runs_out_without_any_look(

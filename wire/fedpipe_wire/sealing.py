@@ -112,6 +112,8 @@ class Inspector:
             where the federation was made without keys, and nothing but counters can be judged.
         heard: What was heard before, by `sender/key/instance`, as `dirty` gave it out.
         retained: Topics, by their last level, whose message the broker keeps.
+        look_again: Brings the keys up to date; called before a sender or key is called unknown, for an agent that was
+            just enrolled or renewed says so once.
     """
 
     def __init__(
@@ -119,8 +121,10 @@ class Inspector:
         keys: Callable[[str], Keys | None] | None,
         heard: Mapping[str, Heard],
         retained: frozenset[str] = frozenset(),
+        *,
+        look_again: Callable[[], None] = lambda: None,
     ) -> None:
-        self._keys, self._retained = keys, retained
+        self._keys, self._retained, self._look_again = keys, retained, look_again
         self._heard = dict(heard)
         self._dirty: set[str] = set()
 
@@ -140,7 +144,11 @@ class Inspector:
                 "retained", "the broker kept a message that is said once: nobody of this federation asks that"
             )
         if self._keys is not None:
-            self._check_signature(self._keys(sender), sender, event, outside, retain=is_state)
+            keys = self._keys(sender)
+            if keys is None or (outside.signature and outside.key not in keys):
+                self._look_again()
+                keys = self._keys(sender)
+            self._check_signature(keys, sender, event, outside, retain=is_state)
         self._check_counter(sender, event, outside, is_state=is_state)
         return outside
 

@@ -147,13 +147,22 @@ class Roster:
         self._files, self._clock, self._log = files, clock, log
         self._state: object = None
         self._keys: dict[str, tuple[TimedKey, ...]] = {}
+        self._untold = False
         self.register = Register()
 
     def refresh(self) -> bool:
-        """Look at the files again; whether anything is different.
+        """Look at the files again; whether anything is different from what the last call found.
 
         A folder that cannot be read lets nobody in until it can be.
         """
+        changed, self._untold = self._look() or self._untold, False
+        return changed
+
+    def look_again(self) -> None:
+        """Look at the files between two calls of `refresh`: a message may be quicker than the next one."""
+        self._untold = self._look() or self._untold
+
+    def _look(self) -> bool:
         state = self._files.state()
         if state == self._state:
             return False

@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks.access_clients import Client, Listener, publish, publish_all
 from fedpipe_coordinator.broker.managed import ManagedBroker, free_port
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.federation import Office, create_federation, guard_of, open_office
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.security.authority import Authority, new_authority, new_login_key, new_signing_key
 from fedpipe_coordinator.security.credentials import load_credentials
 from fedpipe_coordinator.security.enrolling import enrol

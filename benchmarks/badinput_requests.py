@@ -19,9 +19,9 @@ from cryptography.x509.oid import NameOID
 
 from benchmarks.badinput_cases import Case
 from benchmarks.badinput_commands import Commands, Make, clear, device, loop, pipe, text
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation import create_federation, open_office
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.security.enrolling import enrol, revoke
 from fedpipe_wire.certificates import to_pem
 from fedpipe_wire.enrolment import Request, encode, make_request

@@ -22,8 +22,8 @@ from benchmarks.fleet import DATASET, FEDERATION, Fleet, FleetSettings, JobSize
 from benchmarks.launch import Seams
 from fedpipe_agent import key_folder
 from fedpipe_agent.credentials import join
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.federation import open_office
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.security.enrolling import enrol
 from fedpipe_wire.enrolment import encode, make_request

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.federation import Office, create_federation, open_office
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.security.authority import new_login_key, new_signing_key
 from fedpipe_coordinator.security.enrolling import Enrolled, enrol
 from fedpipe_wire.certificates import private_pem

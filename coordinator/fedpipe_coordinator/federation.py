@@ -8,9 +8,9 @@ from pathlib import Path
 from cryptography import x509
 
 from fedpipe_coordinator.broker.config import Guard, external_config
-from fedpipe_coordinator.config import Federation, load_federation
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.federation_config import Federation, load_federation
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.records.run_folder import write_atomically
 from fedpipe_coordinator.security.authority import Authority

@@ -12,10 +12,10 @@ from typing import Self
 from fedpipe_coordinator.broker.config import dial_host
 from fedpipe_coordinator.broker.managed import ManagedBroker
 from fedpipe_coordinator.broker.watch import BrokerWatch
-from fedpipe_coordinator.config import Federation
 from fedpipe_coordinator.control import ControlServer
 from fedpipe_coordinator.exchange import Exchange
 from fedpipe_coordinator.federation import guard_of
+from fedpipe_coordinator.federation_config import Federation
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.home_lock import lock_home
 from fedpipe_coordinator.runs.run_events import AgentOffline

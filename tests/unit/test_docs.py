@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from fedpipe_agent.cli import app as agent_app
 from fedpipe_agent.config import AgentSettings
 from fedpipe_coordinator.cli import app as coordinator_app
-from fedpipe_coordinator.config import Federation, Job
+from fedpipe_coordinator.config import Job
+from fedpipe_coordinator.federation_config import Federation
 from fedpipe_coordinator.records.run_folder import RunFolder, agent_record, round_record
 from fedpipe_coordinator.runs.run_events import Note
 from fedpipe_coordinator.runs.run_state import Member, RoundResult, RunState

@@ -16,9 +16,9 @@ from enrolments import new_keys, write_request
 
 from fedpipe_coordinator import cli
 from fedpipe_coordinator.audit.federation_audit import FederationAudit
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation import Office
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.security.access import denied_in
 from fedpipe_coordinator.security.owned_files import OwnedFileError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from fedpipe_coordinator.config import Federation, Job, job_terms, load_federation, load_job, make_run_id
+from fedpipe_coordinator.config import Job, job_terms, load_job, make_run_id
+from fedpipe_coordinator.federation_config import Federation, load_federation
 from fedpipe_profiles.settings_file import SettingsError
 from fedpipe_profiles.settings_report import known_keys
 from fedpipe_profiles.values import Settings

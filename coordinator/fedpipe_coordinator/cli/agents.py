@@ -7,10 +7,10 @@ from typing import Any
 import typer
 
 from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.consoles import result_console
 from fedpipe_coordinator.control import ControlBusyError, ControlError, ask
 from fedpipe_coordinator.federation import open_files
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.security.assembly import utc_now
 from fedpipe_coordinator.security.enrolment_view import describe_enrolments, enrolments_table

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedpipe_coordinator.cli.options import FormatOption, HomeOption, OutputFormat, find_home
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.consoles import result_console
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.security.assembly import utc_now
 from fedpipe_coordinator.security.broker_checks import Surgery, check_broker
 from fedpipe_coordinator.security.credentials import load_authority

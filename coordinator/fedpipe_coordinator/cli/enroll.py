@@ -9,9 +9,9 @@ import typer
 
 from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.cli.options import HomeOption, confirmed, find_home
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.consoles import progress_console
 from fedpipe_coordinator.federation import open_office
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.security.assembly import utc_now
 from fedpipe_coordinator.security.authority import AGENT_DAYS
 from fedpipe_coordinator.security.enrolling import Enrolled, Meaning, enrol, enrolled_entry, judge

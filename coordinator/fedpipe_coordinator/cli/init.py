@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.consoles import progress_console
 from fedpipe_coordinator.federation import EXTERNAL, INSECURE_PORT, SECURE_PORT, create_federation
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.security.assembly import utc_now
 from fedpipe_coordinator.security.credentials import load_authority_certificate
 from fedpipe_wire.certificates import fingerprint

@@ -4,8 +4,8 @@ import sys
 
 from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.cli.options import HomeOption, find_home
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.federation import broker_hosts, open_office
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.home_lock import holder
 from fedpipe_coordinator.security.assembly import utc_now
 from fedpipe_coordinator.security.credentials import load_party, renew_due

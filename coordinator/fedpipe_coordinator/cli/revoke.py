@@ -7,10 +7,10 @@ import typer
 
 from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.cli.options import HomeOption, confirmed, find_home
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation import open_office
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.home_lock import holder
 from fedpipe_coordinator.security.assembly import utc_now
 from fedpipe_coordinator.security.enrolling import DEFAULT_REASON, Revoked, revoked_entry

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from fedpipe_coordinator.cli.options import find_home
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.consoles import progress_console
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.serve import Server
 from fedpipe_profiles.plain_text import plain
 

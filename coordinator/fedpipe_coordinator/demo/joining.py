@@ -11,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 
 from fedpipe_coordinator.audit.federation_audit import FederationAudit
-from fedpipe_coordinator.config import load_federation
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation import open_office
+from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.security.authority import AGENT_DAYS
 from fedpipe_coordinator.security.enrolling import enrol, enrolled_entry

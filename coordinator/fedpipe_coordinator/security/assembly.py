@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fedpipe_coordinator.audit.federation_audit import AuditError, FederationAudit
-from fedpipe_coordinator.config import Federation
 from fedpipe_coordinator.federation import broker_hosts, open_office
+from fedpipe_coordinator.federation_config import Federation
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.security.credentials import Credentials, load_credentials
 from fedpipe_coordinator.security.enrolment_watch import EnrolmentWatch

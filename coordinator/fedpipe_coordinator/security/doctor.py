@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from fedpipe_coordinator.config import Federation
+from fedpipe_coordinator.federation_config import Federation
 from fedpipe_coordinator.home import Home, Party
 from fedpipe_coordinator.security.access import access_text, denied_in
 from fedpipe_coordinator.security.authority import CANARY_SERIAL

@@ -33,6 +33,14 @@ def connect(name: str, port: int, window: int) -> tuple[paho.Client, threading.E
     return client, connected
 
 
+def subscribe(client: paho.Client, topic: str) -> None:
+    """Subscribe, and wait until the broker has granted it: what is published earlier is lost."""
+    granted = threading.Event()
+    client.on_subscribe = lambda *_: granted.set()
+    client.subscribe(topic, 1)
+    granted.wait()
+
+
 def send(port: int, path: Path, size: int, chunk_bytes: int, window: int) -> None:
     """Publish the file's first bytes when the receiver says go, at most `window` chunks unacknowledged."""
     client, connected = connect("raw-sender", port, window)
@@ -40,7 +48,7 @@ def send(port: int, path: Path, size: int, chunk_bytes: int, window: int) -> Non
     go, room = threading.Event(), threading.Semaphore(window)
     client.on_message = lambda *_: go.set()
     client.on_publish = lambda *_: room.release()
-    client.subscribe(_GO, 1)
+    subscribe(client, _GO)
     say({"ready": True})
     go.wait()
     with path.open("rb", buffering=0) as file:
@@ -64,7 +72,7 @@ def receive(port: int, size: int, window: int) -> dict[str, object]:
             whole.set()
 
     client.on_message = on_message
-    client.subscribe(_TOPIC, 1)
+    subscribe(client, _TOPIC)
     say({"ready": True})
     sys.stdin.readline()
     begin = time.monotonic()

@@ -161,6 +161,8 @@ class AnyRun(RuleBasedStateMachine):
         actions = self.drive(event)
         declined = {(a.agent, a.message.sha256) for a in actions if isinstance(a, Send) and isinstance(a.message, Ack)}
         assert declined >= set(out)
+        if self.drive.state.phase != "aggregating":  # too few are left: the round is planned again, and may get others
+            self.aggregated.pop(action.round, None)
         self._take(actions)
         after = self.drive.state
         self._take(self.drive(event))

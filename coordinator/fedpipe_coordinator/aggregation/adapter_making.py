@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedpipe_coordinator.aggregation.aggregate import UpdateFile, aggregate_files
 from fedpipe_coordinator.aggregation.global_adapter import initial_adapter
+from fedpipe_coordinator.aggregation.medians import ENOUGH
 from fedpipe_coordinator.aggregation.norms import Measured, measure
 from fedpipe_coordinator.aggregation.robust import Treatment, needs_measures, needs_products, treat
 from fedpipe_coordinator.runs.run_state import RunState
@@ -61,9 +62,10 @@ def update_file(agent: str, plan: Plan, trained: Trained, path: Path) -> UpdateF
 def measure_updates(
     state: RunState, start: BlobRef, updates: Sequence[UpdateFile], blobs: BlobStore
 ) -> Measured | None:
-    """How far updates moved from `start`, where the job's defences ask for it."""
+    """How far updates moved from `start`, where the job's defences ask for it and there are enough to compare."""
     settings = state.job.aggregation
-    if state.shape is None or not needs_measures(settings):
+    comparable = len({update.agent for update in updates}) >= ENOUGH or needs_products(settings)
+    if state.shape is None or not needs_measures(settings) or not comparable:
         return None
     return measure(
         blobs.path(start.sha256),

@@ -25,7 +25,6 @@ from fedpipe_agent.credentials import join
 from fedpipe_coordinator.federation import open_office
 from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.home import Home
-from fedpipe_coordinator.security.enrolling import enrol
 from fedpipe_wire.enrolment import encode, make_request
 from fedpipe_wire.sealing import Sealer
 from fedpipe_wire.tls import client_context
@@ -51,8 +50,7 @@ def enrol_agent(home: Path, state: Path, name: str) -> key_folder.Keys:
     office = open_office(place, load_federation(place.settings), now)
     keys = key_folder.make_keys(state, key_folder.CURRENT)
     request = make_request(name, keys.login, keys.signing)
-    done = enrol(request, office.files, office.authority, office.door(now), now, days=2, replace=False)
-    office.publish(now)
+    done = office.let_in(request, now, days=2)
     bundle = state.parent / f"{name}.bundle.json"
     bundle.write_bytes(encode(done.bundle))
     join(state, name, None, bundle, lambda _found, _known: None, now)

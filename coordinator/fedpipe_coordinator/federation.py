@@ -7,23 +7,25 @@ from pathlib import Path
 
 from cryptography import x509
 
+from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.broker.config import Guard, external_config
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation_config import Federation, load_federation
 from fedpipe_coordinator.home import Home
 from fedpipe_coordinator.records.run_folder import write_atomically
-from fedpipe_coordinator.security.authority import Authority
+from fedpipe_coordinator.security.authority import AGENT_DAYS, Authority
 from fedpipe_coordinator.security.credentials import (
     load_authority,
     load_authority_certificate,
     load_party,
     make_credentials,
 )
-from fedpipe_coordinator.security.enrolling import Door
+from fedpipe_coordinator.security.enrolling import Door, Enrolled, enrol, enrolled_entry
 from fedpipe_coordinator.security.owned_files import make_folder, write_owned
 from fedpipe_coordinator.security.publication import publish
 from fedpipe_coordinator.security.roster import Register, RosterFiles
+from fedpipe_wire.enrolment import Request, request_fingerprint
 from fedpipe_wire.topics import check_name
 
 SECURE_PORT, INSECURE_PORT = 8883, 1883
@@ -67,6 +69,19 @@ class Office:
         name = self.settings.federation
         certificate = load_party(self.home, self.authority.certificate, name, "signing", now)
         return Door(broker.host, broker.port, certificate)
+
+    def let_in(self, request: Request, now: datetime, *, days: float = AGENT_DAYS, replace: bool = False) -> Enrolled:
+        """Enrol or renew an agent, tell the broker, and record it; asked again, what was cut short is finished.
+
+        Raises:
+            EnrolmentError: if the request is not to be granted.
+            OwnedFileError, CertificateError: as `door` and `publish`.
+            AuditError: if it cannot be recorded.
+        """
+        done = enrol(request, self.files, self.authority, self.door(now), now, days=days, replace=replace)
+        self.publish(now)
+        FederationAudit(self.home.path).append(*enrolled_entry(done, request_fingerprint(request)))
+        return done
 
     def publish(self, now: datetime) -> None:
         """Bring the broker's files up to date with the records.

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.cli.options import HomeOption, confirmed, find_home
 from fedpipe_coordinator.consoles import progress_console
 from fedpipe_coordinator.federation import open_office
 from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.security.assembly import utc_now
 from fedpipe_coordinator.security.authority import AGENT_DAYS
-from fedpipe_coordinator.security.enrolling import Enrolled, Meaning, enrol, enrolled_entry, judge
+from fedpipe_coordinator.security.enrolling import Enrolled, Meaning, judge
 from fedpipe_coordinator.security.owned_files import read_limited, write_owned
 from fedpipe_wire.certificates import fingerprint
 from fedpipe_wire.enrolment import MAX_FILE_BYTES, Request, check_request, decode, encode, request_fingerprint
@@ -59,10 +58,7 @@ def enroll(
     say(f"Fingerprint of the request: {request_fingerprint(asked)}")
     if meaning != "replacement" or replace:  # else `enrol` says why not, and there is nothing to ask
         confirmed("Did its owner read the same fingerprint to you?", yes=yes)
-    now = utc_now()
-    done = enrol(asked, office.files, office.authority, office.door(now), now, days=days, replace=replace)
-    office.publish(now)
-    FederationAudit(place.path).append(*enrolled_entry(done, request_fingerprint(asked)))
+    done = office.let_in(asked, utc_now(), days=days, replace=replace)
     bundle = out or Path(f"{asked.agent}.bundle.json")
     write_owned(bundle, encode(done.bundle))
     _tell(say, done, bundle, fingerprint(office.authority.certificate))

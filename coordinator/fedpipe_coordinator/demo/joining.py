@@ -10,17 +10,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from fedpipe_coordinator.audit.federation_audit import FederationAudit
 from fedpipe_coordinator.errors import CliError
 from fedpipe_coordinator.exit_codes import ExitCode
 from fedpipe_coordinator.federation import open_office
 from fedpipe_coordinator.federation_config import load_federation
 from fedpipe_coordinator.home import Home
-from fedpipe_coordinator.security.authority import AGENT_DAYS
-from fedpipe_coordinator.security.enrolling import enrol, enrolled_entry
 from fedpipe_coordinator.security.owned_files import read_limited, write_owned
 from fedpipe_wire.certificates import fingerprint
-from fedpipe_wire.enrolment import MAX_FILE_BYTES, Request, decode, encode, request_fingerprint
+from fedpipe_wire.enrolment import MAX_FILE_BYTES, Request, decode, encode
 
 TOGETHER = 4
 """Agents whose commands run at once."""
@@ -44,10 +41,7 @@ def join_all(home: Home, agents: Mapping[str, Path], now: datetime) -> str:
     _run_all({name: ["init", name, "--config", str(path)] for name, path in agents.items()})
     for path in agents.values():
         request = decode(Request, read_limited(path.parent / "request.json", MAX_FILE_BYTES))
-        done = enrol(request, office.files, office.authority, office.door(now), now, days=AGENT_DAYS, replace=False)
-        FederationAudit(home.path).append(*enrolled_entry(done, request_fingerprint(request)))
-        write_owned(path.parent / "bundle.json", encode(done.bundle))
-    office.publish(now)
+        write_owned(path.parent / "bundle.json", encode(office.let_in(request, now).bundle))
     _run_all(
         {
             name: ["join", str(path.parent / "bundle.json"), "--fingerprint", print_, "--config", str(path)]

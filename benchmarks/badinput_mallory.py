@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from benchmarks.badinput_cases import CrashedError
 from benchmarks.badinput_honest import profile, scored, survey, trained
+from benchmarks.badinput_waiting import handle_until
 from fedpipe_wire.agent_messages import AgentMessage, Presence, Profile, Refused
 from fedpipe_wire.blob_bits import decode_bitmap
 from fedpipe_wire.coordinator_messages import (
@@ -33,7 +34,7 @@ from fedpipe_wire.messages import AGENT_CHANNELS, MessageError, decode_from_coor
 from fedpipe_wire.mqtt import MqttTransport
 from fedpipe_wire.sealing import Sealer
 from fedpipe_wire.topics import Topics
-from fedpipe_wire.transport import Connected, Delivered, Disconnected, Received
+from fedpipe_wire.transport import Connected, Delivered, Disconnected, Event, Received
 
 WAIT_S = 10.0
 CHUNK_BYTES = 16 * 1024
@@ -171,25 +172,20 @@ class Mallory:
         Raises:
             CrashedError: if it does not in time, or the broker lets this agent in no more.
         """
-        deadline = time.monotonic() + limit_s
-        while not condition():
-            try:
-                event = self._transport.events.get(timeout=0.05)
-            except Empty:
-                if time.monotonic() > deadline:
-                    raise CrashedError(f"{self.name} waited {limit_s:.0f} s for {what}") from None
-                continue
-            match event:
-                case Connected():
-                    self._connected = True
-                case Disconnected(reason, final):
-                    self._connected = False
-                    if final:
-                        raise CrashedError(f"{self.name} is let in no more: {reason}")
-                case Received():
-                    self._received(event)
-                case _:
-                    pass
+        handle_until(self._transport.events, self._handle, condition, f"{self.name} waits for {what}", limit_s)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Connected():
+                self._connected = True
+            case Disconnected(reason, final):
+                self._connected = False
+                if final:
+                    raise CrashedError(f"{self.name} is let in no more: {reason}")
+            case Received():
+                self._received(event)
+            case _:
+                pass
 
     def _received(self, event: Received) -> None:
         address = self.topics.parse(event.topic)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from queue import Empty
 from typing import Any, TypeVar
 
 import numpy as np
 
 from benchmarks.badinput_cases import AcceptedError, CrashedError
+from benchmarks.badinput_waiting import handle_until
 from benchmarks.badinput_yard import MODEL, RANK, Log, Yard
 from benchmarks.echo_trainer import echo_shape
 from benchmarks.fleet import DATASET, FEDERATION, Fleet
@@ -36,7 +36,7 @@ from fedpipe_wire.sealing import Sealer
 from fedpipe_wire.tensor_header import encode_header
 from fedpipe_wire.tensors import adapter_spec
 from fedpipe_wire.topics import Topics
-from fedpipe_wire.transport import Connected, Disconnected, Received
+from fedpipe_wire.transport import Connected, Disconnected, Event, Received
 
 AGENT = "agent-1"
 WAIT_S = 20.0
@@ -127,23 +127,18 @@ class Tyrant:
         Raises:
             CrashedError: if it does not in time.
         """
-        deadline = time.monotonic() + limit_s
-        while not condition():
-            try:
-                event = self._transport.events.get(timeout=0.05)
-            except Empty:
-                if time.monotonic() > deadline:
-                    raise CrashedError(f"the coordinator waited {limit_s:.0f} s for {what}") from None
-                continue
-            match event:
-                case Connected():
-                    self._connected = True
-                case Disconnected(reason):
-                    raise CrashedError(f"the broker is away: {reason}")
-                case Received():
-                    self._received(event)
-                case _:
-                    pass
+        handle_until(self._transport.events, self._handle, condition, f"the coordinator waits for {what}", limit_s)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Connected():
+                self._connected = True
+            case Disconnected(reason):
+                raise CrashedError(f"the broker is away: {reason}")
+            case Received():
+                self._received(event)
+            case _:
+                pass
 
     def _received(self, event: Received) -> None:
         address = self.topics.parse(event.topic)

@@ -20,7 +20,7 @@ from fedpipe_profiles.device import (
 )
 from fedpipe_profiles.model import ModelShape, ParameterShape, WeightShape
 from fedpipe_profiles.plan import StepMeasurement
-from fedpipe_profiles.problem import DeviceProblem, JobProblem
+from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
 
 ALL_BITS: tuple[Bits, ...] = (4, 8, 16, 32)
 

@@ -31,8 +31,8 @@ from fedpipe_coordinator.runs.run_events import (
 )
 from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_profiles.device import DeviceProfile
-from fedpipe_profiles.planner import plan_round
-from fedpipe_profiles.problem import DeviceProblem, JobProblem
+from fedpipe_profiles.planning.planner import plan_round
+from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
 from fedpipe_wire.blob_files import BlobStore
 
 

@@ -3,9 +3,11 @@
 The agents read it from the real modules on the meta device, so it holds for any architecture that transformers loads.
 """
 
+from typing import Literal
+
 from pydantic import Field
 
-from fedpipe_profiles.values import Count, PositiveSize, Value
+from fedpipe_profiles.values import Count, PositiveSize, Share, Size, Value
 
 
 class WeightShape(Value):
@@ -37,6 +39,24 @@ class ParameterShape(Value):
         return count
 
 
+class BlockShape(Value):
+    """How one transformer layer computes, as far as its cost in memory and time depends on it."""
+
+    norm: Literal["layer", "rms"]
+    norms: PositiveSize = Field(
+        default=2, description="over the hidden width, per layer; 4 where outputs have their own"
+    )
+    head_norms: bool = Field(default=False, description="queries and keys are normalised per head")
+    key_value_heads: PositiveSize = Field(description="fewer than the heads where they are grouped")
+    head_size: PositiveSize
+    rotary_size: Size = Field(default=0, description="entries of a head that positions rotate; 0 for learned positions")
+    gated: bool = Field(default=False, description="the feed-forward part multiplies two products")
+    activation: str = Field(max_length=50, description="of the feed-forward part, by its name in transformers")
+    hidden_dropout: Share = 0.0
+    attention_dropout: Share = 0.0
+    window: Size = Field(default=0, description="tokens that attention looks back, where all layers do alike; else 0")
+
+
 class ModelShape(Value):
     """What a base model is made of."""
 
@@ -55,6 +75,7 @@ class ModelShape(Value):
     head: tuple[ParameterShape, ...] = Field(
         default=(), description="new parameters that are trained and averaged whole"
     )
+    block: BlockShape | None = Field(default=None, description="None for an architecture that is not known in detail")
     fused_attention: bool = Field(default=True, description="attention scores are never stored (SDPA, flash)")
     fingerprint: str = Field(max_length=64, description="sha256 over the base model's tensors: all silos must agree")
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_fleet import first_components, minilm_device, minilm_job, minilm_steps
 
-from fedpipe_profiles.planner import RoundPlan, plan_round
-from fedpipe_profiles.problem import DeviceProblem
+from fedpipe_profiles.planning.planner import RoundPlan, plan_round
+from fedpipe_profiles.planning.problem import DeviceProblem
 
 HONEST = {
     name: minilm_device(mib, agent=name)

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning_fleet import first_components, minilm_device, minilm_job
 
-from fedpipe_profiles.memory import SAFETY_MARGIN, context_bytes, fit_memory, predict_memory
-from fedpipe_profiles.options import TIME_SLACK, prepare
+from fedpipe_profiles.costs.memory import SAFETY_MARGIN, context_bytes, fit_memory, predict_memory
+from fedpipe_profiles.costs.step import StepConfig
 from fedpipe_profiles.plan import Plan
-from fedpipe_profiles.planner import plan_device
-from fedpipe_profiles.problem import DeviceProblem
-from fedpipe_profiles.search import GAP, Choice, best_choice
-from fedpipe_profiles.step import StepConfig
+from fedpipe_profiles.planning.options import TIME_SLACK, prepare
+from fedpipe_profiles.planning.planner import plan_device
+from fedpipe_profiles.planning.problem import DeviceProblem
+from fedpipe_profiles.planning.search import GAP, Choice, best_choice
 
 JOB = minilm_job()
 BITS = st.sets(st.sampled_from((4, 8, 16, 32)), min_size=1).map(lambda found: tuple(sorted(found)))

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 from planning_fleet import minilm, tiny_model
 
-from fedpipe_profiles.device import MIB, Bits
-from fedpipe_profiles.memory import (
+from fedpipe_profiles.costs.memory import (
     DEFAULT_COEFFICIENTS,
     MemoryCoefficients,
     MemoryModel,
@@ -15,9 +14,10 @@ from fedpipe_profiles.memory import (
     predict_memory,
     step_memory,
 )
+from fedpipe_profiles.costs.step import AdapterSize, StepConfig, StepSetting, adapter_size, compute_dtype
+from fedpipe_profiles.device import MIB, Bits
 from fedpipe_profiles.model import WeightShape
 from fedpipe_profiles.plan import StepMeasurement
-from fedpipe_profiles.step import AdapterSize, StepConfig, StepSetting, adapter_size, compute_dtype
 
 EXACT = MemoryCoefficients(activation_scale=1.0, slack_bytes=0)
 CONFIG = StepConfig(

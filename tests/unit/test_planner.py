@@ -18,16 +18,16 @@ from planning_fleet import (
     tiny_job,
 )
 
+from fedpipe_profiles.costs.memory import DEFAULT_COEFFICIENTS, DEFAULT_CONTEXT_BYTES, SAFETY_MARGIN, predict_memory
+from fedpipe_profiles.costs.step import StepConfig
+from fedpipe_profiles.costs.timing import DEFAULT_TIMING, device_rates, predict_step_s
 from fedpipe_profiles.device import MIB
-from fedpipe_profiles.memory import DEFAULT_COEFFICIENTS, DEFAULT_CONTEXT_BYTES, SAFETY_MARGIN, predict_memory
-from fedpipe_profiles.milp import Knapsack, fractional_bound, greedy, solve
-from fedpipe_profiles.options import FIDELITY, TIME_SLACK, prepare
 from fedpipe_profiles.plan import NoPlan, Plan
-from fedpipe_profiles.planner import plan_device, plan_round
-from fedpipe_profiles.problem import DeviceProblem, JobProblem, PlanningError
-from fedpipe_profiles.search import best_choice
-from fedpipe_profiles.step import StepConfig
-from fedpipe_profiles.timing import DEFAULT_TIMING, device_rates, predict_step_s
+from fedpipe_profiles.planning.milp import Knapsack, fractional_bound, greedy, solve
+from fedpipe_profiles.planning.options import FIDELITY, TIME_SLACK, prepare
+from fedpipe_profiles.planning.planner import plan_device, plan_round
+from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem, PlanningError
+from fedpipe_profiles.planning.search import best_choice
 
 CONTEXT = DEFAULT_CONTEXT_BYTES["cpu"]
 

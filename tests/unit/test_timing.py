@@ -5,11 +5,9 @@ from dataclasses import replace
 import pytest
 from planning_fleet import minilm, minilm_steps, profile, tiny_model
 
-from fedpipe_profiles.device import Bits
-from fedpipe_profiles.fit import Line, LinePrior, Point, fit_line
-from fedpipe_profiles.plan import StepMeasurement
-from fedpipe_profiles.step import AdapterSize, StepConfig, StepSetting
-from fedpipe_profiles.timing import (
+from fedpipe_profiles.costs.fit import Line, LinePrior, Point, fit_line
+from fedpipe_profiles.costs.step import AdapterSize, StepConfig, StepSetting
+from fedpipe_profiles.costs.timing import (
     DEFAULT_TIMING,
     DeviceRates,
     TimingCoefficients,
@@ -23,6 +21,8 @@ from fedpipe_profiles.timing import (
     step_s,
     transfer_s,
 )
+from fedpipe_profiles.device import Bits
+from fedpipe_profiles.plan import StepMeasurement
 
 ONE_PER_S = DeviceRates("cpu", {"float32": 1.0}, 1e30)
 SETTING = StepSetting(

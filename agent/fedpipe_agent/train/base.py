@@ -28,9 +28,9 @@ from fedpipe_agent.train.shape import (
     read_config,
     skeleton,
 )
+from fedpipe_profiles.costs.step import compute_dtype
 from fedpipe_profiles.device import Bits
 from fedpipe_profiles.model import WeightShape
-from fedpipe_profiles.step import compute_dtype
 
 Device = Literal["cpu", "cuda"]
 

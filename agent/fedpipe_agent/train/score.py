@@ -18,11 +18,11 @@ from fedpipe_agent.train.loop import Watch, measurement, train
 from fedpipe_agent.train.memory import Meter, is_out_of_memory
 from fedpipe_agent.train.step import StepSettings
 from fedpipe_profiles.contribution import Contribution
+from fedpipe_profiles.costs.memory import CAUTIOUS_COEFFICIENTS, SAFETY_MARGIN, predict_memory
+from fedpipe_profiles.costs.step import DeviceKind, StepConfig
 from fedpipe_profiles.device import MIB, Bits
-from fedpipe_profiles.memory import CAUTIOUS_COEFFICIENTS, SAFETY_MARGIN, predict_memory
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
-from fedpipe_profiles.step import DeviceKind, StepConfig
 from fedpipe_wire.message_values import JobTerms
 
 SCORING_PART = 0.6

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedpipe_profiles.options import TIME_SLACK, Prepared
-from fedpipe_profiles.problem import Increments
-from fedpipe_profiles.search import best_choice
+from fedpipe_profiles.planning.options import TIME_SLACK, Prepared
+from fedpipe_profiles.planning.problem import Increments
+from fedpipe_profiles.planning.search import best_choice
 
 IDLE_DEADLINE_S = 60.0
 """Deadline of a round in which no device can carry anything, at any deadline."""

@@ -12,11 +12,8 @@ frozen base needs.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from fedpipe_profiles.device import MIB, Bits, DeviceProfile
-from fedpipe_profiles.fit import Line, LinePrior, Point, fit_line
-from fedpipe_profiles.model import ModelShape
-from fedpipe_profiles.plan import StepMeasurement
-from fedpipe_profiles.step import (
+from fedpipe_profiles.costs.fit import Line, LinePrior, Point, fit_line
+from fedpipe_profiles.costs.step import (
     AdapterSize,
     DeviceKind,
     StepConfig,
@@ -26,6 +23,9 @@ from fedpipe_profiles.step import (
     compute_bytes,
     device_kind,
 )
+from fedpipe_profiles.device import MIB, Bits, DeviceProfile
+from fedpipe_profiles.model import ModelShape
+from fedpipe_profiles.plan import StepMeasurement
 
 SAFETY_MARGIN = 0.1
 """Share added to a predicted peak before it is compared with what is lent."""
@@ -135,6 +135,35 @@ def step_memory(
         logits=round(_logits(shape, setting, width)),
         slack=round(coefficients.slack_bytes),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRow:
+    """An upper bound of the bytes held in one phase of a step, linear in what is trained: a plan must keep every row.
+
+    `fixed_bytes` holds with every adapter on the side path and the head trained; `per_parameter` and `per_rank` are
+    added for each adapter parameter, and each rank of a weight, that is trained instead.
+    """
+
+    fixed_bytes: float
+    per_parameter: float
+    per_rank: float
+
+    def at(self, parameters: float, ranks: float) -> float:
+        """Bytes with so many adapter parameters and ranks trained."""
+        return self.fixed_bytes + self.per_parameter * parameters + self.per_rank * ranks
+
+
+def memory_rows(
+    shape: ModelShape, setting: StepSetting, adapter_parameters: int, coefficients: MemoryCoefficients
+) -> tuple[MemoryRow, ...]:
+    """The phases of a step whose largest is its peak; `adapter_parameters` is the size of the whole global adapter.
+
+    No choice of ranks on the weights needs more than its largest row says.
+    """
+    frozen = step_memory(shape, setting, AdapterSize(shape.head_parameters, adapter_parameters, 0), coefficients)
+    per_rank = coefficients.activation_scale * rank_bytes(shape, setting)
+    return (MemoryRow(frozen.total_bytes + 1, TRAINABLE_BYTES - SIDE_BYTES, per_rank),)
 
 
 def _unquantized_bytes(shape: ModelShape, bits: Bits, width: int) -> int:

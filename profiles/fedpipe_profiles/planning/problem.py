@@ -10,10 +10,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe_profiles.costs.step import Task
 from fedpipe_profiles.device import Bits, DeviceProfile
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
-from fedpipe_profiles.step import Task
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from fedpipe_profiles.problem import Floats, Integers
+from fedpipe_profiles.planning.problem import Floats, Integers
 
 Mask = npt.NDArray[np.bool_]
 

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fedpipe_profiles.deadline import CurvePoint, Member, choose_deadline, progress
-from fedpipe_profiles.options import Prepared, prepare
 from fedpipe_profiles.plan import Bound, NoPlan, Plan, Prediction
-from fedpipe_profiles.problem import DeviceProblem, JobProblem, PlanningError
-from fedpipe_profiles.reasons import bound_of, explain, explain_none
-from fedpipe_profiles.search import Choice, best_choice
+from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline, progress
+from fedpipe_profiles.planning.options import Prepared, prepare
+from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem, PlanningError
+from fedpipe_profiles.planning.reasons import bound_of, explain, explain_none
+from fedpipe_profiles.planning.search import Choice, best_choice
 
 Draw = Callable[[str, str, int, int], tuple[int, ...]]
 """Which components an agent trains: (agent, weight, global rank R, rank r) to r sorted indices below R."""

@@ -7,8 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fedpipe_profiles.device import Bits
-from fedpipe_profiles.memory import (
+from fedpipe_profiles.costs.memory import (
     SAFETY_MARGIN,
     SIDE_BYTES,
     TRAINABLE_BYTES,
@@ -18,9 +17,8 @@ from fedpipe_profiles.memory import (
     rank_bytes,
     step_memory,
 )
-from fedpipe_profiles.problem import DeviceProblem, JobProblem
-from fedpipe_profiles.step import AdapterSize, StepSetting, device_kind
-from fedpipe_profiles.timing import (
+from fedpipe_profiles.costs.step import AdapterSize, StepSetting, device_kind
+from fedpipe_profiles.costs.timing import (
     DeviceRates,
     TimingModel,
     device_rates,
@@ -30,6 +28,8 @@ from fedpipe_profiles.timing import (
     step_s,
     transfer_s,
 )
+from fedpipe_profiles.device import Bits
+from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
 
 TIME_SLACK = 0.1
 """Share of a deadline that no plan uses, for what the time model does not know."""

@@ -5,12 +5,12 @@ What bound a plan is found by asking again with one resource endless: the one wh
 
 import math
 
+from fedpipe_profiles.costs.memory import with_margin
 from fedpipe_profiles.device import MIB
-from fedpipe_profiles.memory import with_margin
-from fedpipe_profiles.options import Budget, Option, Prepared, Resource, relaxed
 from fedpipe_profiles.plan import Bound
-from fedpipe_profiles.problem import Increments
-from fedpipe_profiles.search import Choice, best_choice
+from fedpipe_profiles.planning.options import Budget, Option, Prepared, Resource, relaxed
+from fedpipe_profiles.planning.problem import Increments
+from fedpipe_profiles.planning.search import Choice, best_choice
 
 _RESOURCES: tuple[Resource, ...] = ("memory", "time", "link")
 _WORTH_NAMING = 5e-4

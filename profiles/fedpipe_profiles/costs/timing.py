@@ -11,12 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import geometric_mean
 
-from fedpipe_profiles.device import Bits, DeviceProfile
-from fedpipe_profiles.fit import LinePrior, Point, fit_line
-from fedpipe_profiles.memory import base_bytes, measured_size
-from fedpipe_profiles.model import ModelShape
-from fedpipe_profiles.plan import StepMeasurement
-from fedpipe_profiles.step import (
+from fedpipe_profiles.costs.fit import LinePrior, Point, fit_line
+from fedpipe_profiles.costs.memory import base_bytes, measured_size
+from fedpipe_profiles.costs.step import (
     AdapterSize,
     DeviceKind,
     StepConfig,
@@ -27,6 +24,9 @@ from fedpipe_profiles.step import (
     compute_dtype,
     device_kind,
 )
+from fedpipe_profiles.device import Bits, DeviceProfile
+from fedpipe_profiles.model import ModelShape
+from fedpipe_profiles.plan import StepMeasurement
 
 DEFAULT_LOAD_BPS = 200e6
 """Bytes per second at which a base is read and placed, until a load was measured."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedpipe_profiles.milp import Knapsack, Mask, fractional_bound, greedy, solve
-from fedpipe_profiles.options import Budget, Option
-from fedpipe_profiles.problem import Floats, Increments
+from fedpipe_profiles.planning.milp import Knapsack, Mask, fractional_bound, greedy, solve
+from fedpipe_profiles.planning.options import Budget, Option
+from fedpipe_profiles.planning.problem import Floats, Increments
 
 GAP = 2e-4
 """A choice this close to its proved bound, relatively, is good enough."""

@@ -1,0 +1,1 @@
+"""What a step of training costs on a device: bytes at its peak, and seconds."""

@@ -55,6 +55,11 @@ class BlockShape(Value):
     hidden_dropout: Share = 0.0
     attention_dropout: Share = 0.0
     window: Size = Field(default=0, description="tokens that attention looks back, where all layers do alike; else 0")
+    parallel: bool = Field(default=False, description="attention and feed-forward part read the same input")
+    hidden_dropouts: Size = Field(default=2, description="places of a layer where the hidden dropout acts")
+    embedding_dropout: Share = Field(default=0.0, description="after the embeddings")
+    score_cap: bool = Field(default=False, description="attention scores are bounded by a tanh")
+    logit_cap: bool = Field(default=False, description="the model's output is bounded by a tanh")
 
 
 class ModelShape(Value):

@@ -226,6 +226,8 @@ def _contradictions(config: Mapping[str, object], family: Family, figures: Figur
     found = []
     if hidden % heads and (family.even_heads or not given):
         found.append(f"a hidden size of {hidden} does not divide by {heads} heads")
+    if heads * figures.head_size > MAX_WIDTH:
+        found.append(f"{heads} heads of {figures.head_size} are wider than {MAX_WIDTH}")
     if heads % figures.key_value_heads:
         found.append(f"{heads} heads do not divide by {figures.key_value_heads} key-value heads")
     if figures.rotary_size % 2:

@@ -46,6 +46,8 @@ def refuse_unsupported(config: Mapping[str, object]) -> None:
     Raises:
         ArchitectureError: for an encoder-decoder, experts, recurrent layers, a wrapped or a quantized model.
     """
+    if not isinstance(config, Mapping):
+        raise ArchitectureError(f"a configuration is a group of keys and values, got a {type(config).__name__}")
     name = _model_type(config)
     if name in _EXPERT_TYPES or any(_many(config.get(key)) for key in _EXPERT_KEYS):
         raise ArchitectureError(

@@ -11,7 +11,15 @@ from fedpipe_profiles.architectures.families import FAMILIES
 from fedpipe_profiles.architectures.shape import ArchitectureError, shape_of
 from fedpipe_profiles.model import ModelShape
 
-SWITCHES = ("attention_bias", "mlp_bias", "enable_bias", "do_layer_norm_before", "use_parallel_residual")
+SWITCHES = (
+    "attention_bias",
+    "attention_out_bias",
+    "mlp_bias",
+    "use_bias",
+    "enable_bias",
+    "do_layer_norm_before",
+    "use_parallel_residual",
+)
 
 
 @st.composite

@@ -180,3 +180,9 @@ def test_labels_in_a_file_do_not_matter() -> None:
     ]
     assert shapes[0] == shapes[1]
     assert shapes[0].head[0].shape == (3, 768)
+
+
+def test_kinds_of_layers_that_are_no_names_do_not_matter() -> None:
+    block = counted(small("qwen3", use_sliding_window=True, layer_types=[{}, []]), "causal-lm").block
+    assert block is not None
+    assert block.window == 0

@@ -97,6 +97,8 @@ def test_odd_members_of_a_family_are_counted_as_they_are_built(config: dict[str,
         ("gemma", {"attention_bias": True}),
         ("gpt_neox", {"attention_bias": False}),
         ("opt", {"enable_bias": False}),
+        ("starcoder2", {"use_bias": False}),
+        ("seed_oss", {"attention_bias": False, "attention_out_bias": True}),
         ("opt", {"embedding_size": 24}),
         ("electra", {"embedding_size": HIDDEN}),
         ("gpt2", {"intermediate_size": None}),
@@ -152,8 +154,8 @@ def test_a_block_drops_out_where_the_modules_do(name: str, monkeypatch: pytest.M
     """One layer more is as many dropouts more as the block says, of the very shares in the configuration."""
     family = FAMILIES[name]
     shares: dict[str, Any] = {"hidden_dropout": 0.25, "attention_dropout": 0.125}
-    if family.embedding_dropout == "embd_pdrop":
-        shares["embd_pdrop"] = 0.5
+    if family.embedding_dropout in ("embd_pdrop", "embedding_dropout"):
+        shares[family.embedding_dropout] = 0.5
     called: Counter[float] = Counter()
     real = torch.nn.functional.dropout
 
@@ -185,6 +187,7 @@ def test_a_sliding_window_counts_where_all_layers_have_it() -> None:
     assert _block("qwen2", sliding_window=8).window == 0
     assert _block("qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=0).window == 8
     assert _block("qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=1).window == 0
+    assert _block("qwen3", sliding_window=8, use_sliding_window=True, layer_types=["sliding_attention"] * 2).window == 8
     assert _block("gemma2", sliding_window=8).window == 0
 
 

@@ -3,9 +3,11 @@
 from importlib.resources import files
 
 import pytest
+import transformers
 
+from fedpipe_profiles.architectures.positions import longest_sequence
 from fedpipe_profiles.architectures.shape import shape_of
-from fedpipe_profiles.catalog.model_catalogue import catalogue, catalogued_model, names
+from fedpipe_profiles.catalog.model_catalogue import CataloguedModel, catalogue, catalogued_model, names
 from fedpipe_profiles.costs.step import Task
 
 PUBLISHED: dict[str, tuple[Task, int]] = {
@@ -70,3 +72,16 @@ def test_every_file_names_its_source_and_is_read() -> None:
     assert len(list(folder.iterdir())) == len(catalogue())
     for model in catalogue():
         assert model.source.startswith(f"config.json of {model.hub_ids[0]}")
+
+
+@pytest.mark.parametrize("model", catalogue(), ids=lambda model: model.hub_ids[0])
+def test_positions_are_those_that_transformers_reads(model: CataloguedModel) -> None:
+    values = {key: value for key, value in model.config.items() if key != "model_type"}
+    config = transformers.AutoConfig.for_model(model.config["model_type"], **values)
+    assert longest_sequence(model.config) == config.max_position_embeddings
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, "many", True, 1e308])
+def test_absurd_positions_are_none(value: object) -> None:
+    assert longest_sequence({"model_type": "llama", "max_position_embeddings": value}) is None
+    assert longest_sequence({"model_type": value}) is None

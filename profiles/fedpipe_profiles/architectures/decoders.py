@@ -1,8 +1,10 @@
-"""Families that generate text without a gate, as data: GPT-2, GPT-NeoX, OPT, Phi.
+"""Families that generate text without a gate, as data: GPT-2, GPT-NeoX, OPT, Phi, StarCoder 2.
 
 Names, order and defaults are those of the modules and configuration classes of transformers 5
 (`transformers/models/<type>/`); `tests/unit/test_architectures.py` compares both.
 """
+
+from dataclasses import replace
 
 from fedpipe_profiles.architectures.family import Family, Frame, Row, Vector
 
@@ -181,4 +183,38 @@ PHI = Family(
     embedding_dropout="embd_pdrop",
 )
 
-DECODERS: tuple[Family, ...] = (GPT2, GPT_NEOX, OPT, PHI)
+STARCODER2 = replace(
+    PHI,
+    model_type="starcoder2",
+    rows=(
+        Row("self_attn.q_proj", "queries", "hidden", bias="use_bias"),
+        Row("self_attn.k_proj", "keys", "hidden", bias="use_bias"),
+        Row("self_attn.v_proj", "keys", "hidden", bias="use_bias"),
+        Row("self_attn.o_proj", "hidden", "queries", bias="use_bias"),
+        Row("mlp.c_fc", "inner", "hidden", bias="use_bias"),
+        Row("mlp.c_proj", "hidden", "inner", bias="use_bias"),
+    ),
+    tasks={"causal-lm": Frame(output="hidden"), "sequence-classification": _SCORE},
+    defaults={
+        "vocab_size": 49152,
+        "hidden_size": 3072,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 2,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "tie_word_embeddings": True,
+        "use_bias": True,
+    },
+    keys={"hidden_dropout": "residual_dropout"},
+    fixed={},
+    norms=2,
+    rotary_share=1.0,
+    window="all",
+    parallel=False,
+    embedding_dropout="embedding_dropout",
+)
+
+DECODERS: tuple[Family, ...] = (GPT2, GPT_NEOX, OPT, PHI, STARCODER2)

@@ -215,7 +215,12 @@ def _window(reader: _Reader, family: Family) -> int:
     if family.window == "switched":
         if not reader.switch("use_sliding_window"):
             return 0
-        if reader.value("max_window_layers") != 0:
+        kinds = reader.value("layer_types")
+        if isinstance(kinds, list):
+            whole = all(kind == "sliding_attention" for kind in kinds)
+        else:
+            whole = reader.value("max_window_layers") == 0
+        if not whole:
             return 0
     return reader.size("sliding_window", MAX_WIDTH)
 

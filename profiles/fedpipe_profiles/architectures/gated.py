@@ -88,6 +88,43 @@ QWEN3 = replace(
 
 GRANITE = replace(LLAMA, model_type="granite", tasks=_ONLY_GENERATING, even_heads=False)
 
+SMOLLM3 = replace(
+    LLAMA,
+    model_type="smollm3",
+    defaults={
+        **LLAMA.defaults,
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+    },
+    even_heads=False,
+)
+"""Every fourth layer rotates nothing; the block is that of the others."""
+
+SEED_OSS = replace(
+    LLAMA,
+    model_type="seed_oss",
+    rows=_gated(qkv_bias="attention_bias", output_bias="attention_out_bias", mlp_bias="mlp_bias"),
+    defaults={
+        **LLAMA.defaults,
+        "vocab_size": 155136,
+        "intermediate_size": 27648,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 80,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "attention_bias": True,
+        "attention_out_bias": False,
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+    },
+    keys={"hidden_dropout": "residual_dropout"},
+    even_heads=False,
+)
+
 GEMMA = replace(
     LLAMA,
     model_type="gemma",
@@ -163,4 +200,4 @@ PHI3 = replace(
     even_heads=False,
 )
 
-GATED: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, GEMMA, GEMMA2, GEMMA3, PHI3)
+GATED: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GRANITE, SMOLLM3, SEED_OSS, GEMMA, GEMMA2, GEMMA3, PHI3)

@@ -121,8 +121,9 @@ def choose_deadline(increments: Increments, fleet: Sequence[Member]) -> tuple[fl
         parameters = float(increments.frontier.by_size.parameters[longest.count])
         shortest += [_usable(smallest)] * member.count
         full += [_usable(option.round_s(longest.steps, parameters))] * member.count
-        least = smallest_round_s(increments, member.prepared, member.prepared.least)
-        floors.append(_usable(smallest if least is None else least))
+        least = smallest_round_s(increments, member.prepared, member.prepared.least) if member.prepared.least else None
+        if least is not None:
+            floors.append(_usable(least))
     if not full:
         return IDLE_DEADLINE_S, ()
     low = median_low(shortest)

@@ -24,6 +24,7 @@ SOLVES = 24
 
 _MOST_TRIES = 400
 _NOTHING = 1e-12
+_SLACK = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class _Search:
         self.best: Choice | None = None
         self.unproved = 0.0
         self.held = table.most_parameters(budget, self.frontier.widest)
-        self.memory: dict[int, float] = {}
+        self.memory: set[int] = set()
+        self.timeless: set[int] = set()
         ranges = [
             step_ranges(math.ceil(wanted / int(batch)), max(1, math.ceil(least / int(batch)))) for batch in table.batch
         ]
@@ -153,7 +155,7 @@ class _Search:
                 ),
                 default=np.inf,
             )
-        self.memory[option] = bound
+        self.memory.add(option)
         mine = self.option == option
         self.gain[mine] = np.minimum(self.gain[mine], bound)
 
@@ -178,32 +180,52 @@ class _Search:
     def _try(self, place: int, gap: float, *, allowed: bool) -> bool:
         """Solve one candidate and lower the bounds that this proves; says whether HiGHS was needed."""
         option, steps = int(self.option[place]), float(self.first[place])
-        rows = self._limits(option, steps)
-        alike = (self.option == option) & (self.first >= steps)
+        rows, mine = self._limits(option, steps), self.option == option
+        # More steps leave less time for ranks: what bounds the gain at this number bounds it at any larger one.
+        alike = mine & (self.first >= steps)
         if rows is None:
             self.gain[alike] = -np.inf
             return False
+        endless = self._timeless(option, rows)
+        if endless is not None:
+            self.timeless.add(option)
+            rows, alike = endless, mine
+        chosen, bound, exact = self._solve(rows, option, float(self.share[place]), gap, allowed=allowed)
+        choice = self._choice(self.options[option], chosen)
+        self._keep(choice)
+        self.gain[alike] = np.minimum(self.gain[alike], bound)
+        # up to the number of steps that this choice really allows there is nothing left to find
+        done = alike & (self.last <= (choice.steps if choice else 0))
+        done[place] |= endless is None
+        if done.any():
+            self.unproved = max(self.unproved, float((self.share * self.gain)[done].max()))
+            self.gain[done] = -np.inf
+        return exact
+
+    def _timeless(self, option: int, rows: Limits) -> Limits | None:
+        """The limits without time and link, if these are slack; asked once, because what it proves is for all steps."""
+        if option in self.timeless:
+            return None
+        endless = self._limits(option, math.inf)
+        if endless is None:
+            return None
+        relaxed = relax(self.frontier, endless)
+        parameters, ranks = relaxed.direction.cut(relaxed.budget)
+        return endless if (rows.a * parameters + rows.c * ranks <= rows.budgets * (1 + _SLACK)).all() else None
+
+    def _solve(
+        self, rows: Limits, option: int, share: float, gap: float, *, allowed: bool
+    ) -> tuple[Mask, float, bool]:
+        """A choice within these limits, a bound of the gain of all of them, and whether HiGHS was needed."""
         relaxed = relax(self.frontier, rows)
-        bound = min(float(self.gain[place]), relaxed.bound)
         chosen = choose(self.frontier, rows, relaxed.direction)
-        share = float(self.share[place])
         self._keep(self._choice(self.options[option], chosen))
         reached = self.best.objective if self.best else 0.0
         # what cannot beat the best by more than the gap needs no exact solution
-        exact = allowed and share * bound > reached * (1 + gap)
-        if exact:
-            chosen, bound = improve(self.frontier, rows, relaxed, chosen, gap)
-        choice = self._choice(self.options[option], chosen)
-        self._keep(choice)
-        bound = min(bound, float(self.gain[place]))
-        # More steps leave less time for ranks, so the gain at this number of steps bounds the gain at any larger one;
-        # up to the number of steps that this choice really allows there is nothing left to find.
-        self.gain[alike] = np.minimum(self.gain[alike], bound)
-        done = alike & (self.last <= (choice.steps if choice else steps))
-        done[place] = True
-        self.unproved = max(self.unproved, float((self.share * self.gain)[done].max()))
-        self.gain[done] = -np.inf
-        return exact
+        if not allowed or share * relaxed.bound <= reached * (1 + gap):
+            return chosen, relaxed.bound, False
+        chosen, bound = improve(self.frontier, rows, relaxed, chosen, gap)
+        return chosen, bound, True
 
     def _limits(self, option: int, steps: float) -> Limits | None:
         """What limits the ranks of an option: its memory, and unless steps are endless, time and link."""

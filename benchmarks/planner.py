@@ -52,7 +52,9 @@ def measure(devices: int, seed: int, kind: str, deadline_s: float, least_share: 
     }
 
 
-def _timed(fleet_job: JobProblem, members: dict[str, DeviceProblem], deadline_s: float | None) -> tuple[RoundPlan, float]:
+def _timed(
+    fleet_job: JobProblem, members: dict[str, DeviceProblem], deadline_s: float | None
+) -> tuple[RoundPlan, float]:
     begin = time.perf_counter()
     found = plan_round(fleet_job, members, round_=1, deadline_s=deadline_s, draw=partial(draw_components, 0, 1))
     return found, time.perf_counter() - begin
@@ -60,7 +62,9 @@ def _timed(fleet_job: JobProblem, members: dict[str, DeviceProblem], deadline_s:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the figures, and write them where asked."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.planner", description=__doc__.split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.planner", description=__doc__.split("\n", maxsplit=1)[0]
+    )
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fleet", choices=FLEETS, default="mixed")

@@ -109,7 +109,9 @@ def _device(random: np.random.Generator, agent: str, kind: str) -> DeviceProblem
         agent=agent,
         host=Host(cpu="drawn", threads=8, total_bytes=64 * GIB, free_bytes=48 * GIB),
         accelerator=Accelerator(
-            name="drawn", total_bytes=int(memory * GIB), free_bytes=int(memory * GIB * random.uniform(0.9, 1)),
+            name="drawn",
+            total_bytes=int(memory * GIB),
+            free_bytes=int(memory * GIB * random.uniform(0.9, 1)),
             unified_memory=False,
         ),
         supported_bits=(4, 8, 16),

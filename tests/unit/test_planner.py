@@ -67,7 +67,6 @@ def test_solve_equals_exhaustive_search_and_greedy_stays_below(seed: int) -> Non
     assert 0.6 * best <= float(problem.gains @ quick) <= best + 1e-12
 
 
-
 # --- the whole problem ------------------------------------------------------------------------------------------
 
 

@@ -93,7 +93,10 @@ def curve_point(fleet: Sequence[Member], deadline_s: float, reached: Sequence[tu
 
 
 def _points(increments: Increments, fleet: Sequence[Member], deadlines: Sequence[float]) -> list[CurvePoint]:
-    seen = [[(look.objective, look.examples) if look else (0.0, 0.0) for look in m.looks(increments, deadlines)] for m in fleet]
+    seen = [
+        [(look.objective, look.examples) if look else (0.0, 0.0) for look in m.looks(increments, deadlines)]
+        for m in fleet
+    ]
     return [
         curve_point(fleet, deadline_s, [looks[place] for looks in seen]) for place, deadline_s in enumerate(deadlines)
     ]
@@ -114,7 +117,10 @@ def choose_deadline(increments: Increments, fleet: Sequence[Member]) -> tuple[fl
     full: list[float] = []
     floors: list[float] = []
     for member in fleet:
-        smallest, longest = smallest_round_s(increments, member.prepared), member.looks(increments, [LONGEST_DEADLINE_S])[0]
+        smallest, longest = (
+            smallest_round_s(increments, member.prepared),
+            member.looks(increments, [LONGEST_DEADLINE_S])[0],
+        )
         if smallest is None or longest is None:
             continue  # not even in the longest time
         option = member.prepared.options[longest.option]

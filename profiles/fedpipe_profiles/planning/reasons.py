@@ -20,6 +20,8 @@ from fedpipe_profiles.planning.table import OptionTable, Resource, look, relaxed
 MOST_CHARACTERS = 500
 _RESOURCES: tuple[Resource, ...] = ("memory", "time", "link")
 _WORTH_NAMING = 5e-4
+_LONG = 1e12
+"""Claimed figures may have hundreds of digits; from here on three must do."""
 
 
 def bound_of(increments: Increments, prepared: Prepared, budget: Budget, choice: Choice) -> Bound:
@@ -83,7 +85,7 @@ def _bits(prepared: Prepared, budget: Budget, choice: Choice) -> str:
             f"{_mib(with_margin(prepared.context_bytes, need))} and {_lent(prepared)}"
         )
     seconds = other.round_s(choice.steps, choice.parameters)
-    return f"{text} because the same work at {other.setting.bits} bits takes {seconds:.1f} s"
+    return f"{text} because the same work at {other.setting.bits} bits takes {_seconds(seconds)} s"
 
 
 def _ranks(increments: Increments, choice: Choice) -> str:
@@ -112,9 +114,9 @@ def _missing(increments: Increments, prepared: Prepared, budget: Budget, choice:
             most = math.ceil(prepared.wanted / option.setting.batch_size)
             if choice.examples < prepared.wanted:
                 full = option.round_s(most, choice.parameters)
-                return f"all examples would take {full:.1f} s and {budget.time_s:.1f} s are usable"
-            text = f"takes {round_s:.1f} of {budget.time_s:.1f} usable s"
-            return f"{text}, with the next rank step {option.round_s(most, step[0]):.1f} s" if step else text
+                return f"all examples would take {_seconds(full)} s and {_seconds(budget.time_s)} s are usable"
+            text = f"takes {_seconds(round_s)} of {_seconds(budget.time_s)} usable s"
+            return f"{text}, with the next rank step {_seconds(option.round_s(most, step[0]))} s" if step else text
         case "link":
             return _link(budget, choice, round_s, step)
 
@@ -122,12 +124,12 @@ def _missing(increments: Increments, prepared: Prepared, budget: Budget, choice:
 def _link(budget: Budget, choice: Choice, round_s: float, step: tuple[float, float] | None) -> str:
     option = choice.option
     sent, transfers = option.sent_bytes(choice.parameters), option.transfers_s(choice.parameters)
-    text = f"the update has {_mib(sent)}, transfers take {transfers:.1f} of {round_s:.1f} s"
+    text = f"the update has {_mib(sent)}, transfers take {_seconds(transfers)} of {_seconds(round_s)} s"
     if step is None:
         return text
     larger = option.sent_bytes(step[0])
     if larger > budget.up_bytes:
-        return f"{text}, the next rank step needs {larger:.0f} bytes and {budget.up_bytes:.0f} are allowed"
+        return f"{text}, the next rank step needs {_whole(larger)} bytes and {_whole(budget.up_bytes)} are allowed"
     room_s = budget.time_s - option.down_s - option.compute_s(choice.steps, step[0])
     if room_s <= 0:
         return text
@@ -140,7 +142,7 @@ def _short_of_share(increments: Increments, prepared: Prepared, budget: Budget, 
     option = choice.option
     steps = math.ceil(prepared.least / option.setting.batch_size)
     seconds = option.round_s(steps, increments.first[0])
-    return f"its least share of {prepared.least} examples needs {seconds:.1f} s and {budget.time_s:.1f} s are usable"
+    return f"its least share of {prepared.least} examples needs {_seconds(seconds)} s and {_seconds(budget.time_s)} s are usable"
 
 
 def _next_step(increments: Increments, choice: Choice) -> tuple[float, float] | None:
@@ -165,13 +167,13 @@ def explain_none(increments: Increments, prepared: Prepared, budget: Budget) -> 
         return "memory", f"needs {_mib(need)} at {_name(smallest)}; {_lent(prepared)}, {lacking} too few"
     if smallest.sent_bytes(first[0]) > budget.up_bytes:
         sent = smallest.sent_bytes(first[0])
-        return "link", f"the smallest update has {sent:.0f} bytes; {budget.up_bytes:.0f} are allowed"
+        return "link", f"the smallest update has {_whole(sent)} bytes; {_whole(budget.up_bytes)} are allowed"
     fitting = [o for o in prepared.options if o.memory(*first) <= budget.memory_bytes]
     quickest = min(fitting, key=lambda o: o.round_s(1, first[0]))
     seconds, transfers = quickest.round_s(1, first[0]), quickest.transfers_s(first[0])
     reason = (
-        f"one step at {_name(quickest)} needs {seconds:.1f} s, {quickest.load_s:.1f} s of it for loading the model and "
-        f"{transfers:.1f} s for transfers; {budget.time_s:.1f} s are usable"
+        f"one step at {_name(quickest)} needs {_seconds(seconds)} s, {_seconds(quickest.load_s)} s of it for loading the model and "
+        f"{_seconds(transfers)} s for transfers; {_seconds(budget.time_s)} s are usable"
     )
     return ("link" if transfers > seconds / 2 else "time"), reason
 
@@ -189,4 +191,12 @@ def _lent(prepared: Prepared) -> str:
 
 
 def _mib(size: float) -> str:
-    return f"{size / MIB:.0f} MiB" if size >= 10 * MIB else f"{size / MIB:.2f} MiB"
+    return f"{_whole(size / MIB)} MiB" if size >= 10 * MIB else f"{size / MIB:.2f} MiB"
+
+
+def _whole(number: float) -> str:
+    return f"{number:.0f}" if number < _LONG else f"{number:.3g}"
+
+
+def _seconds(number: float) -> str:
+    return f"{number:.1f}" if number < _LONG else f"{number:.3g}"

@@ -63,7 +63,9 @@ def relax(frontier: Frontier, rows: Limits) -> Relaxed:
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         share = (low + high) / 2
-        a, c, budget = ((1 - share) * values[first] + share * values[second] for values in (rows.a, rows.c, rows.budgets))
+        a, c, budget = (
+            (1 - share) * values[first] + share * values[second] for values in (rows.a, rows.c, rows.budgets)
+        )
         direction = frontier.sort(float(a), float(c))
         tried = Relaxed(direction.bound(float(budget)), direction, float(budget))
         best = min(best, tried, key=lambda each: each.bound)

@@ -105,9 +105,7 @@ class _Search:
 
     def _bounds(self, option: Integers, first: Floats, last: Floats) -> tuple[Floats, Floats]:
         """Share of the wanted examples at most, times fidelity, and a bound of the gain: fewer steps leave more time."""
-        parameters = np.minimum(
-            self.table.parameters_in_time(option, first, self.budget.time_s), self.held[option]
-        )
+        parameters = np.minimum(self.table.parameters_in_time(option, first, self.budget.time_s), self.held[option])
         by_size = self.frontier.by_size
         gain = np.interp(parameters, by_size.spent, by_size.most)
         gain = np.where(parameters < self.increments.first[0] * (1 - 1e-12), -np.inf, gain)
@@ -163,8 +161,7 @@ class _Search:
         """Part the ranges of an option that may still hold something better."""
         wide = (self.option == option) & (self.last > self.first) & (self.share * self.gain > promising)
         parts = [
-            step_ranges(int(last), int(first))
-            for first, last in zip(self.first[wide], self.last[wide], strict=True)
+            step_ranges(int(last), int(first)) for first, last in zip(self.first[wide], self.last[wide], strict=True)
         ]
         first, last = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
         of = np.full(len(first), option)
@@ -213,9 +210,7 @@ class _Search:
         parameters, ranks = relaxed.direction.cut(relaxed.budget)
         return endless if (rows.a * parameters + rows.c * ranks <= rows.budgets * (1 + _SLACK)).all() else None
 
-    def _solve(
-        self, rows: Limits, option: int, share: float, gap: float, *, allowed: bool
-    ) -> tuple[Mask, float, bool]:
+    def _solve(self, rows: Limits, option: int, share: float, gap: float, *, allowed: bool) -> tuple[Mask, float, bool]:
         """A choice within these limits, a bound of the gain of all of them, and whether HiGHS was needed."""
         relaxed = relax(self.frontier, rows)
         chosen = choose(self.frontier, rows, relaxed.direction)

@@ -113,9 +113,9 @@ def relaxed(table: OptionTable, budget: Budget, resource: Resource) -> tuple[Opt
             sent_s = table.transfer_s
             return replace(table, step_s=nothing, step_per_parameter_s=nothing, fixed_s=sent_s), budget
         case "link":
-            return replace(
-                table, fixed_s=table.fixed_s - table.transfer_s, up_per_parameter_s=nothing
-            ), replace(budget, up_bytes=math.inf)
+            return replace(table, fixed_s=table.fixed_s - table.transfer_s, up_per_parameter_s=nothing), replace(
+                budget, up_bytes=math.inf
+            )
 
 
 def look(

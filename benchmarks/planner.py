@@ -4,9 +4,9 @@
 
 The job is a 7 B Llama's: 224 weights, ranks 4, 8, 16, 32, 64, 4, 8 and 16 bits, batches 1 to 32, checkpointing on and
 off. `seconds` is `plan_round` with a given deadline, components drawn as in a real round, and `auto_seconds` the same
-with deadline "auto"; `worst_gap` and `mean_gap` are over all devices with a plan, and both rounds, relative to the bound
-that is proved. `cpu_seconds` is the processor time of both rounds
-together. `bounds` counts what bound the plans.
+with deadline "auto"; `cpu_seconds` is the processor time of both rounds together. `worst_gap` and `mean_gap` are over
+all devices with a plan, in both rounds: the share by which a choice may be below the bound that is proved for it.
+`bounds` counts what bound the plans.
 """
 
 import argparse

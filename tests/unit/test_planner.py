@@ -122,15 +122,13 @@ def test_the_choice_equals_exhaustive_search(seed: int) -> None:
     device = tiny_device(limit, flops_per_s=2e5, uplink_bps=float(random.uniform(1e3, 8e3)), bits=(4, 32))
     deadline_s = float(random.uniform(4, 16))
     prepared = prepare(job, device)
-    choice = best_choice(
-        job.increments, prepared.options, prepared.budget(deadline_s), prepared.wanted, gap=0.0, solves=500
-    )
+    choice = best_choice(job.increments, prepared, prepared.budget(deadline_s), gap=0.0, solves=500)
     # the models round to whole bytes
     least = _exhaustive(job, device, limit - 8, deadline_s * (1 - 1e-9))
     most = _exhaustive(job, device, limit + 8, deadline_s * (1 + 1e-9))
     reached = choice.objective if choice else 0.0
     assert least * (1 - 1e-9) <= reached <= most * (1 + 1e-9)
-    quick = best_choice(job.increments, prepared.options, prepared.budget(deadline_s), prepared.wanted, solves=0)
+    quick = best_choice(job.increments, prepared, prepared.budget(deadline_s), solves=0)
     assert (quick.objective if quick else 0.0) <= reached * (1 + 1e-9)
 
 
@@ -207,12 +205,12 @@ def test_no_plan_names_the_smallest_thing_that_would_fit() -> None:
     assert isinstance(plan, NoPlan)
     assert plan.bound == "memory"
     assert plan.reason.startswith("needs 5")
-    needed, lacking = re.fullmatch(
-        r"needs (\d+) MiB at 4 bits, batch 4, checkpointing; 480 MiB are lent, (\d+) MiB too few", plan.reason
-    ).groups()
-    assert int(needed) - int(lacking) == pytest.approx(480, abs=1)
-    enough = int(needed) + 1
-    assert isinstance(_plan(minilm_device(enough)), Plan)
+    said = r"needs (\d+) MiB at 4 bits, batch 4, checkpointing; 480 MiB are lent, (\d+) MiB too few"
+    figures = re.fullmatch(said, plan.reason)
+    assert figures is not None
+    needed, lacking = int(figures[1]), int(figures[2])
+    assert needed - lacking == pytest.approx(480, abs=1)
+    assert isinstance(_plan(minilm_device(needed + 1)), Plan)
 
 
 @pytest.mark.parametrize(("uplink_bps", "deadline_s", "bound"), [(20e6, 1.0, "time"), (1e4, 20.0, "link")])

@@ -36,8 +36,8 @@ _CLOSER = 8
 class CurvePoint:
     """A deadline and the progress of a round that has it: 1 if every device did all it could be asked for.
 
-    `under_training` has every agent's share of the wanted examples that the deadline leaves out, from 0 to 1, where 1 is
-    an agent without a plan.
+    `under_training` has every agent's share of the wanted examples that the deadline leaves out, from 0 to 1: 1 is an
+    agent without a plan.
     """
 
     deadline_s: float
@@ -117,10 +117,8 @@ def choose_deadline(increments: Increments, fleet: Sequence[Member]) -> tuple[fl
     full: list[float] = []
     floors: list[float] = []
     for member in fleet:
-        smallest, longest = (
-            smallest_round_s(increments, member.prepared),
-            member.looks(increments, [LONGEST_DEADLINE_S])[0],
-        )
+        smallest = smallest_round_s(increments, member.prepared)
+        longest = member.looks(increments, (LONGEST_DEADLINE_S,))[0]
         if smallest is None or longest is None:
             continue  # not even in the longest time
         option = member.prepared.options[longest.option]

@@ -15,7 +15,8 @@ class Option:
     """One way to train, with costs that are linear in the trained adapter parameters and ranks.
 
     `step_s` holds with every adapter on the side path; the `per_` terms are added for each adapter parameter that is
-    trained instead. `prepare_s` has the seconds of loading, `load_s`, and those of evaluating. The peak is the largest of `memory_rows`, which hold at these coefficients of the memory model.
+    trained instead. `prepare_s` has the seconds of loading, `load_s`, and those of evaluating. The peak is at most the
+    largest of `memory_rows`, which hold at these `coefficients` of the memory model.
     """
 
     setting: StepSetting

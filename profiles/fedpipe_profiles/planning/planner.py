@@ -144,16 +144,7 @@ def _kind(device: DeviceProblem) -> tuple[object, ...]:
 
 def _judge(job: JobProblem, prepared: Prepared, deadline_s: float, within: Effort) -> _Verdict:
     budget = prepared.budget(deadline_s)
-    choice = best_choice(
-        job.increments,
-        prepared.options,
-        budget,
-        prepared.wanted,
-        gap=within.gap,
-        solves=within.solves,
-        least=prepared.least,
-        table=prepared.table,
-    )
+    choice = best_choice(job.increments, prepared, budget, gap=within.gap, solves=within.solves)
     if choice is None:
         return _Verdict(None, None, *explain_none(job.increments, prepared, budget))
     bound = bound_of(job.increments, prepared, budget, choice)

@@ -142,7 +142,10 @@ def _short_of_share(increments: Increments, prepared: Prepared, budget: Budget, 
     option = choice.option
     steps = math.ceil(prepared.least / option.setting.batch_size)
     seconds = option.round_s(steps, increments.first[0])
-    return f"its least share of {prepared.least} examples needs {_seconds(seconds)} s and {_seconds(budget.time_s)} s are usable"
+    return (
+        f"its least share of {prepared.least} examples needs {_seconds(seconds)} s and "
+        f"{_seconds(budget.time_s)} s are usable"
+    )
 
 
 def _next_step(increments: Increments, choice: Choice) -> tuple[float, float] | None:
@@ -172,8 +175,8 @@ def explain_none(increments: Increments, prepared: Prepared, budget: Budget) -> 
     quickest = min(fitting, key=lambda o: o.round_s(1, first[0]))
     seconds, transfers = quickest.round_s(1, first[0]), quickest.transfers_s(first[0])
     reason = (
-        f"one step at {_name(quickest)} needs {_seconds(seconds)} s, {_seconds(quickest.load_s)} s of it for loading the model and "
-        f"{_seconds(transfers)} s for transfers; {_seconds(budget.time_s)} s are usable"
+        f"one step at {_name(quickest)} needs {_seconds(seconds)} s, {_seconds(quickest.load_s)} s of it for loading "
+        f"the model and {_seconds(transfers)} s for transfers; {_seconds(budget.time_s)} s are usable"
     )
     return ("link" if transfers > seconds / 2 else "time"), reason
 

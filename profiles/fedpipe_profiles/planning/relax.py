@@ -19,7 +19,7 @@ _DIFFERENT = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`a[j] * parameters + c[j] * ranks <= budgets[j]`, `(J,)` each; `a + c` is 1, budgets are finite, none negative."""
+    """`a[j] * parameters + c[j] * ranks <= budgets[j]`, `(J,)` each; `a + c` is 1, no budget is negative or endless."""
 
     a: Floats
     c: Floats

@@ -1,7 +1,8 @@
 """Find the best choice for one device and deadline: branch and bound over options and ranges of steps.
 
-For a fixed option and a fixed number of steps, the ranks are a knapsack (`relax.py`, `milp.py`). Bounds that cost little
-for all of them at once say which to look at closely and when to stop, so that few are looked at and fewer solved.
+For a fixed option and a fixed number of steps, the ranks are a knapsack (`relax.py`, `milp.py`). Bounds that cost
+little for all of them at once say which to look at closely and when to stop, so that few are looked at and fewer
+solved.
 """
 
 import math
@@ -12,9 +13,10 @@ import numpy as np
 from fedpipe_profiles.planning.frontier import Floats, Integers
 from fedpipe_profiles.planning.milp import Mask
 from fedpipe_profiles.planning.option import Budget, Option
+from fedpipe_profiles.planning.options import Prepared
 from fedpipe_profiles.planning.problem import Increments
 from fedpipe_profiles.planning.relax import Limits, choose, improve, limits, relax
-from fedpipe_profiles.planning.table import OptionTable, look, option_table, step_ranges
+from fedpipe_profiles.planning.table import look, step_ranges
 
 GAP = 2e-4
 """A choice this close to its proved bound, relatively, is good enough."""
@@ -44,27 +46,22 @@ class Choice:
 
 def best_choice(
     increments: Increments,
-    options: tuple[Option, ...],
+    prepared: Prepared,
     budget: Budget,
-    wanted: int,
     *,
     gap: float = GAP,
     solves: int = SOLVES,
-    least: int = 0,
-    table: OptionTable | None = None,
 ) -> Choice | None:
     """The choice that maximises (examples / wanted) * captured contribution * fidelity.
 
-    Among equals, the option that comes first. With `solves` 0 only the greedy is used. Where any choice trains `least`
-    examples, only such choices count, and the bound is of these. `table` has the options as arrays, where the caller
-    has it already.
+    Among equals, the option that comes first. With `solves` 0 only the greedy is used. Where any choice trains the
+    device's least share of examples, only such choices count, and the bound is of these.
 
     Returns:
         The choice, or None if no increment of any option fits.
     """
-    columns = option_table(options) if table is None else table
-    for fewest in dict.fromkeys((least, 0)):
-        search = _Search(increments, options, columns, budget, wanted, fewest)
+    for least in dict.fromkeys((prepared.least, 0)):
+        search = _Search(increments, prepared, budget, least)
         search.run(gap, solves)
         found = search.result()
         if found is not None:
@@ -75,27 +72,18 @@ def best_choice(
 class _Search:
     """Bounds of all candidates, and the best choice so far. A candidate is an option with a range of steps."""
 
-    def __init__(
-        self,
-        increments: Increments,
-        options: tuple[Option, ...],
-        table: OptionTable,
-        budget: Budget,
-        wanted: int,
-        least: int,
-    ) -> None:
+    def __init__(self, increments: Increments, prepared: Prepared, budget: Budget, least: int) -> None:
         self.increments, self.frontier = increments, increments.frontier
-        self.options, self.table, self.budget = options, table, budget
-        self.wanted, self.least = wanted, least
+        self.options, self.table, self.wanted = prepared.options, prepared.table, prepared.wanted
+        self.budget, self.least = budget, least
         self.best: Choice | None = None
         self.unproved = 0.0
-        self.held = table.most_parameters(budget, self.frontier.widest)
+        self.held = self.table.most_parameters(budget, self.frontier.widest)
         self.memory: set[int] = set()
         self.timeless: set[int] = set()
-        ranges = [
-            step_ranges(math.ceil(wanted / int(batch)), max(1, math.ceil(least / int(batch)))) for batch in table.batch
-        ]
-        option = np.repeat(np.arange(len(options)), [len(first) for first, _ in ranges])
+        batches = [option.setting.batch_size for option in self.options]
+        ranges = [step_ranges(-(-self.wanted // batch), max(1, -(-least // batch))) for batch in batches]
+        option = np.repeat(np.arange(len(batches)), [len(first) for first, _ in ranges])
         self._set(option, np.concatenate([r[0] for r in ranges]), np.concatenate([r[1] for r in ranges]))
         self._begin()
 
@@ -104,7 +92,7 @@ class _Search:
         self.share, self.gain = self._bounds(option, first, last)
 
     def _bounds(self, option: Integers, first: Floats, last: Floats) -> tuple[Floats, Floats]:
-        """Share of the wanted examples at most, times fidelity, and a bound of the gain: fewer steps leave more time."""
+        """The most share of the wanted examples, times fidelity, and a bound of the gain: few steps leave more time."""
         parameters = np.minimum(self.table.parameters_in_time(option, first, self.budget.time_s), self.held[option])
         by_size = self.frontier.by_size
         gain = np.interp(parameters, by_size.spent, by_size.most)
@@ -245,7 +233,7 @@ class _Search:
             return None
         step = option.step_s + option.step_per_parameter_s * parameters
         batch = option.setting.batch_size
-        most = math.ceil(self.wanted / batch)
+        most = -(-self.wanted // batch)
         steps = most if step * most <= room_s * (1 + 1e-9) else math.floor(room_s / step * (1 + 1e-9) + 1e-9)
         if steps < 1:
             return None

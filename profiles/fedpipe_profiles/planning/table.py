@@ -23,7 +23,10 @@ _MOST_STEP_COUNTS = 48
 
 @dataclass(frozen=True, slots=True)
 class OptionTable:
-    """Columns `(O,)`, named as in `Option`, `transfer_s` without the adapters' upload; the memory rows are `(J, O)`: fixed bytes, per parameter, per rank."""
+    """Columns `(O,)`, named as in `Option`, with the memory rows `(J, O)`: fixed bytes, per parameter, per rank.
+
+    `transfer_s` does not count the adapters' upload.
+    """
 
     batch: Floats
     fidelity: Floats
@@ -44,23 +47,24 @@ class OptionTable:
         """
         room = budget.memory_bytes - self.row_bytes
         each = self.row_per_parameter + self.row_per_rank / widest
-        held = _quotient(room, each).min(axis=0)
-        return np.minimum(held, (budget.up_bytes - self.up_bytes) / 4)
+        held: Floats = _quotient(room, each).min(axis=0)
+        sent: Floats = (budget.up_bytes - self.up_bytes) / 4
+        return np.minimum(held, sent)
 
     def parameters_in_time(self, option: Integers, steps: Floats, time_s: float) -> Floats:
-        """Parameters for which these options' round with so many steps lasts `time_s`; negative where it lasts longer."""
+        """Parameters with which these options' rounds of so many steps last `time_s`; negative where none do."""
         room_s = time_s - self.fixed_s[option] - steps * self.step_s[option]
         return _quotient(room_s, steps * self.step_per_parameter_s[option] + self.up_per_parameter_s[option])
 
     def fits(self, budget: Budget, parameters: Floats, ranks: Floats) -> npt.NDArray[np.bool_]:
         """Which options `(O, 1)` hold which sizes `(G,)` in memory and send them within the link's budget: `(O, G)`."""
-        memory = (
+        memory: Floats = (
             self.row_bytes[:, :, None]
             + self.row_per_parameter[:, :, None] * parameters
             + self.row_per_rank[:, :, None] * ranks
         ).max(axis=0)
         sent = self.up_bytes[:, None] + 4 * parameters
-        return (memory <= budget.memory_bytes) & (sent <= budget.up_bytes)
+        return np.logical_and(memory <= budget.memory_bytes, sent <= budget.up_bytes)
 
     def round_s(self, steps: Floats, parameters: float) -> Floats:
         """Seconds of a round of every option, `(O,)`."""

@@ -117,15 +117,16 @@ def choose_deadline(increments: Increments, fleet: Sequence[Member]) -> tuple[fl
     full: list[float] = []
     floors: list[float] = []
     for member in fleet:
-        smallest = smallest_round_s(increments, member.prepared)
+        prepared = member.prepared
+        smallest = prepared.smallest_round_s(increments.first)
         longest = member.looks(increments, (LONGEST_DEADLINE_S,))[0]
         if smallest is None or longest is None:
             continue  # not even in the longest time
-        option = member.prepared.options[longest.option]
+        option = prepared.options[longest.option]
         parameters = float(increments.frontier.by_size.parameters[longest.count])
         shortest += [_usable(smallest)] * member.count
         full += [_usable(option.round_s(longest.steps, parameters))] * member.count
-        least = smallest_round_s(increments, member.prepared, member.prepared.least) if member.prepared.least else None
+        least = prepared.smallest_round_s(increments.first, prepared.least) if prepared.least else None
         if least is not None:
             floors.append(_usable(least))
     if not full:
@@ -149,20 +150,6 @@ def choose_deadline(increments: Increments, fleet: Sequence[Member]) -> tuple[fl
 def _best(curve: Sequence[CurvePoint], admissible: float) -> CurvePoint:
     enough = [point for point in curve if point.deadline_s >= admissible]
     return max(enough, key=lambda point: (point.progress_per_s, -point.deadline_s))
-
-
-def smallest_round_s(increments: Increments, prepared: Prepared, examples: int = 1) -> float | None:
-    """Seconds of the shortest round that fits memory and link, with the smallest increment and so many examples.
-
-    None if no option fits.
-    """
-    parameters, ranks = increments.first
-    table, budget = prepared.table, prepared.budget(LONGEST_DEADLINE_S)
-    fits = table.fits(budget, np.array([parameters]), np.array([ranks]))[:, 0]
-    if not fits.any():
-        return None
-    steps = np.ceil(max(1, examples) / table.batch)
-    return float(table.round_s(steps, parameters)[fits].min())
 
 
 def _usable(seconds: float) -> float:

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from fedpipe_profiles.costs.memory import (
     SAFETY_MARGIN,
     MemoryCoefficients,
@@ -66,6 +68,18 @@ class Prepared:
     def table(self) -> OptionTable:
         """The options as arrays."""
         return option_table(self.options)
+
+    def smallest_round_s(self, first: tuple[float, float], examples: int = 1) -> float | None:
+        """Seconds of the shortest round that trains so many examples with `first` parameters and ranks.
+
+        None if no option fits memory and link.
+        """
+        parameters, ranks = first
+        fits = self.table.fits(self.budget(0.0), np.array([parameters]), np.array([ranks]))[:, 0]
+        if not fits.any():
+            return None
+        steps = np.ceil(max(1, examples) / self.table.batch)
+        return float(self.table.round_s(steps, parameters)[fits].min())
 
 
 def prepare(job: JobProblem, device: DeviceProblem) -> Prepared:

@@ -19,6 +19,7 @@ from fedpipe_profiles.planning.options import Prepared, prepare
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem, PlanningError
 from fedpipe_profiles.planning.reasons import MOST_CHARACTERS, bound_of, explain, explain_none
 from fedpipe_profiles.planning.search import GAP, SOLVES, Choice, best_choice
+from fedpipe_profiles.values import MAX_SECONDS
 
 Draw = Callable[[str, str, int, int], tuple[int, ...]]
 """Which components an agent trains: (agent, weight, global rank R, rank r) to r sorted indices below R."""
@@ -210,5 +211,8 @@ def _prediction(job: JobProblem, choice: Choice) -> Prediction:
 
 
 def _check_deadline(deadline_s: float) -> None:
-    if not 0 < deadline_s < float("inf"):
-        raise PlanningError(f"deadline of {deadline_s} s: give a positive number of seconds, or none to have it chosen")
+    if not 0 < deadline_s <= MAX_SECONDS:
+        raise PlanningError(
+            f"deadline of {deadline_s} s: give more than 0 and at most {MAX_SECONDS:.0f} seconds, or none to have it "
+            "chosen"
+        )

@@ -137,11 +137,9 @@ def _link(budget: Budget, choice: Choice, round_s: float, step: tuple[float, flo
 
 
 def _short_of_share(increments: Increments, prepared: Prepared, budget: Budget, choice: Choice) -> str:
-    if choice.examples >= prepared.least:
+    seconds = prepared.smallest_round_s(increments.first, prepared.least)
+    if choice.examples >= prepared.least or seconds is None:
         return ""
-    option = choice.option
-    steps = math.ceil(prepared.least / option.setting.batch_size)
-    seconds = option.round_s(steps, increments.first[0])
     return (
         f"its least share of {prepared.least} examples needs {_seconds(seconds)} s and "
         f"{_seconds(budget.time_s)} s are usable"

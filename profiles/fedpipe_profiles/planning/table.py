@@ -166,8 +166,9 @@ def look(
 @lru_cache(maxsize=256)
 def step_ranges(most: int, least: int) -> tuple[Floats, Floats]:
     """Ranges of steps, first and last, from `least` to `most`: single ones, or of equal ratio where there are many."""
-    edges = np.arange(least, most + 2, dtype=np.float64)
-    if most - least >= _MOST_STEP_COUNTS:
+    if most - least < _MOST_STEP_COUNTS:
+        edges = np.arange(least, most + 2, dtype=np.float64)
+    else:
         edges = np.unique(np.geomspace(least, most + 1, _MOST_STEP_COUNTS + 1).round())
     return edges[:-1], edges[1:] - 1
 

@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from fedpipe_profiles.settings_file import load_settings
-from fedpipe_profiles.values import BatchSize, Count, Factor, PositiveCount, PositiveSeconds, PositiveSize, Settings
+from fedpipe_profiles.values import (
+    BatchSize,
+    Count,
+    Factor,
+    PositiveCount,
+    PositiveSeconds,
+    PositiveSize,
+    Settings,
+    Share,
+)
 from fedpipe_wire.message_values import JobTerms
 from fedpipe_wire.topics import check_name
 
@@ -78,6 +87,9 @@ class RoundsSection(Settings):
         ge=0.0,
         le=1.0,
         description="of an update that comes one round late, times its examples; 0 drops it",
+    )
+    least_share: Share = Field(
+        default=0.0, description="of the examples wanted of it, what every agent that can is given at least"
     )
 
 

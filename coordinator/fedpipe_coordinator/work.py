@@ -58,6 +58,7 @@ def make_plans(
         learning_rate=job.train.learning_rate,
         scale=job.adapter.scale,
         seed=training_seed(job.job.seed, action.round),
+        least_share=job.rounds.least_share,
     )
     devices = {name: _device(state, name, profiles[name]) for name in action.agents if name in profiles}
     deadline = job.rounds.deadline_s

@@ -3,7 +3,9 @@
 The agents read it from the real modules on the meta device, so it holds for any architecture that transformers loads.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -89,15 +91,27 @@ class ModelShape(Value):
     fused_attention: bool = Field(default=True, description="attention scores are never stored (SDPA, flash)")
     fingerprint: str = Field(max_length=64, description="sha256 over the base model's tensors: all silos must agree")
 
-    @property
+    @cached_property
     def weight_parameters(self) -> int:
         """Entries of all candidate matrices."""
         return sum(weight.parameters for weight in self.weights)
 
-    @property
+    @cached_property
+    def output_features(self) -> int:
+        """Rows of all candidate matrices."""
+        return sum(weight.d_out for weight in self.weights)
+
+    @cached_property
     def head_parameters(self) -> int:
         """Entries of the parameters trained whole."""
         return sum(parameter.parameters for parameter in self.head)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's; sums over weights that may have been replaced are taken anew."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in ("weight_parameters", "output_features", "head_parameters"):
+            copy.__dict__.pop(name, None)
+        return copy
 
     def weight(self, name: str) -> WeightShape:
         """The weight of that name.

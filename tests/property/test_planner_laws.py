@@ -51,7 +51,7 @@ DEADLINES = st.floats(2, 120)
 
 def _choice(device: DeviceProblem, deadline_s: float, *, solves: int = 24) -> Choice | None:
     prepared = prepare(JOB, device)
-    return best_choice(JOB.increments, prepared.options, prepared.budget(deadline_s), prepared.wanted, solves=solves)
+    return best_choice(JOB.increments, prepared, prepared.budget(deadline_s), solves=solves)
 
 
 def _objective(device: DeviceProblem, deadline_s: float) -> float:

@@ -22,9 +22,11 @@ def draw_components(seed: int, round_: int, agent: str, weight: str, global_rank
     """
     if not 0 <= rank <= global_rank:
         raise ValueError(f"cannot draw {rank} of {global_rank} components: 0 <= rank <= {global_rank}")
+    if rank == global_rank:
+        return tuple(range(global_rank))
     keys = _philox("components", seed, round_, agent, weight).random_raw(global_rank)
     order = np.argsort(np.asarray(keys, dtype=np.uint64), kind="stable")
-    return tuple(sorted(int(index) for index in order[:rank]))
+    return tuple(np.sort(order[:rank]).tolist())
 
 
 def generator(*purpose: str | int) -> np.random.Generator:

@@ -178,7 +178,7 @@ def base_bytes(shape: ModelShape, bits: Bits) -> int:
         case 4:
             return round(shape.weight_parameters * (0.5 + (1 + 4 / 256) / 64))
         case 8:
-            return shape.weight_parameters + 4 * sum(weight.d_out for weight in shape.weights)
+            return shape.weight_parameters + 4 * shape.output_features
         case 16:
             return 2 * shape.weight_parameters
         case 32:

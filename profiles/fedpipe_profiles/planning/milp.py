@@ -1,4 +1,4 @@
-"""Choose rank increments under a few linear limits: exactly (HiGHS), quickly (greedy), and from above (a bound).
+"""Choose rank increments under a few linear limits: exactly (HiGHS), from a quick choice (greedy) that it improves.
 
 Owns the knapsack and nothing of what its rows mean.
 """
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from fedpipe_profiles.planning.problem import Floats, Integers
+from fedpipe_profiles.planning.frontier import Floats, Integers
 
 Mask = npt.NDArray[np.bool_]
 
@@ -47,20 +47,6 @@ class Solution:
     bound: float
 
 
-def fractional_bound(gains: Floats, costs: Floats, budgets: Floats) -> Floats:
-    """What can be gained within each of many budgets `(n,)` of a single row, if items may be cut.
-
-    Items in falling order of gain per cost, the last one in part: Dantzig's bound of the knapsack problem. The order
-    within a ladder is left out, which can only raise the bound.
-    """
-    free = costs <= 0
-    order = np.argsort(-gains[~free] / costs[~free], kind="stable")
-    spent = np.concatenate(([0.0], np.cumsum(costs[~free][order])))
-    gained = float(gains[free].sum()) + np.concatenate(([0.0], np.cumsum(gains[~free][order])))
-    bound = np.interp(budgets, spent, gained)
-    return np.where(budgets < 0, -np.inf, bound)
-
-
 def greedy(problem: Knapsack) -> Mask:
     """Take items in falling order of gain per share of the tightest budget, then whatever still fits."""
     shares = problem.costs / np.maximum(problem.budgets, 1e-300)[:, None]
@@ -87,25 +73,28 @@ def greedy(problem: Knapsack) -> Mask:
     return chosen
 
 
-def solve(problem: Knapsack) -> Solution:
+def solve(problem: Knapsack, enough: float = 0.0) -> Solution:
     """Solve exactly by branch and bound; on very hard instances the best found, with the bound that is proved.
+
+    With `enough`, what gains less than the best by no more than that will do.
 
     HiGHS keeps a row to a relative 1e-6 only. Where its choice is over a budget by that much, it is asked again with
     budgets smaller by 1e-5.
     """
     incumbent = greedy(problem)
     gain = float(problem.gains @ incumbent)
-    chosen, bound = _highs(problem, 1.0)
+    chosen, bound = _highs(problem, 1.0, enough)
     if chosen is not None and not problem.holds(chosen):
-        chosen, _ = _highs(problem, 1.0 - 1e-5)
+        chosen, _ = _highs(problem, 1.0 - 1e-5, enough)
     if chosen is not None and problem.holds(chosen) and float(problem.gains @ chosen) > gain:
         incumbent, gain = chosen, float(problem.gains @ chosen)
     return Solution(incumbent, gain, max(gain, bound))
 
 
-def _highs(problem: Knapsack, share: float) -> tuple[Mask | None, float]:
+def _highs(problem: Knapsack, share: float, enough: float) -> tuple[Mask | None, float]:
     scale = np.maximum(problem.budgets, 1e-300)[:, None]
     count = len(problem.gains)
+    unit = float(problem.gains.max())  # its tolerances are absolute
     constraints = [LinearConstraint(problem.costs / scale, -np.inf, share)]
     later = np.flatnonzero(problem.previous >= 0)
     if len(later):
@@ -115,12 +104,12 @@ def _highs(problem: Knapsack, share: float) -> tuple[Mask | None, float]:
         order = coo_array((signs, (rows, columns)), shape=(len(later), count)).tocsc()
         constraints.append(LinearConstraint(order, -np.inf, 0.0))
     result = milp(
-        -problem.gains,
+        -problem.gains / unit,
         integrality=np.ones(count, dtype=np.int64),
         bounds=Bounds(0, 1),
         constraints=constraints,
-        options={"mip_rel_gap": 0.0, "node_limit": _MOST_NODES},
+        options={"mip_rel_gap": enough / max(float(problem.gains.sum()), enough, 1e-300), "node_limit": _MOST_NODES},
     )
     bound = result.get("mip_dual_bound")
-    proved = float(problem.gains.sum()) if bound is None else -float(bound)
+    proved = float(problem.gains.sum()) if bound is None else -float(bound) * unit
     return (None if result.x is None else result.x > 0.5), proved  # noqa: PLR2004 - nearest integer

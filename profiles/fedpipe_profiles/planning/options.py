@@ -5,17 +5,18 @@ Owns the step from the memory and time models to the numbers that the search com
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+
+import numpy as np
 
 from fedpipe_profiles.costs.memory import (
     SAFETY_MARGIN,
-    SIDE_BYTES,
-    TRAINABLE_BYTES,
+    MemoryCoefficients,
     MemoryModel,
+    MemoryRow,
     context_bytes,
     fit_memory,
-    rank_bytes,
-    step_memory,
+    memory_rows,
 )
 from fedpipe_profiles.costs.step import AdapterSize, StepSetting, device_kind
 from fedpipe_profiles.costs.timing import (
@@ -29,7 +30,9 @@ from fedpipe_profiles.costs.timing import (
     transfer_s,
 )
 from fedpipe_profiles.device import Bits
+from fedpipe_profiles.planning.option import Budget, Option
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
+from fedpipe_profiles.planning.table import OptionTable, option_table
 
 TIME_SLACK = 0.1
 """Share of a deadline that no plan uses, for what the time model does not know."""
@@ -42,59 +45,8 @@ UNMEASURED_UPLINK_BPS = 20e6
 UNMEASURED_DOWNLINK_BPS = 100e6
 UNMEASURED_LATENCY_S = 0.1
 
-Resource = Literal["memory", "time", "link"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One way to train, with costs that are linear in the trained adapter parameters and ranks.
-
-    `memory_bytes` and `step_s` hold with every adapter on the side path; the `per_` terms are added for each adapter
-    parameter, or rank, that is trained instead.
-    """
-
-    setting: StepSetting
-    fidelity: float
-    memory_bytes: float
-    memory_per_parameter: float
-    memory_per_rank: float
-    step_s: float
-    step_per_parameter_s: float
-    prepare_s: float
-    down_s: float
-    up_s: float
-    up_per_parameter_s: float
-    up_bytes: int
-
-    @property
-    def fixed_s(self) -> float:
-        """Seconds of a round beside its steps and its adapters' upload."""
-        return self.down_s + self.prepare_s + self.up_s
-
-    def memory(self, parameters: float, ranks: float) -> float:
-        """Predicted peak in bytes, runtime context not counted."""
-        return self.memory_bytes + self.memory_per_parameter * parameters + self.memory_per_rank * ranks
-
-    def compute_s(self, steps: float, parameters: float) -> float:
-        """Seconds of loading, evaluating and training."""
-        return self.prepare_s + steps * (self.step_s + self.step_per_parameter_s * parameters)
-
-    def round_s(self, steps: float, parameters: float) -> float:
-        """Seconds from receipt of the task to the update's acknowledgement."""
-        transfers = self.down_s + self.up_s + self.up_per_parameter_s * parameters
-        return transfers + self.compute_s(steps, parameters)
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What a plan may use: bytes of predicted peak, seconds, and bytes of an update."""
-
-    memory_bytes: float
-    time_s: float
-    up_bytes: float = math.inf
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prepared:
     """A device's problem, ready to be solved for any deadline. `options` are in order of seconds per example."""
 
@@ -104,17 +56,30 @@ class Prepared:
     limit_bytes: float
     capped: bool
     up_bytes: float
+    least: int = 0
+    """Examples that the device is to train wherever that is possible, whatever they cost in ranks."""
 
     def budget(self, deadline_s: float) -> Budget:
         """What a round of this deadline allows."""
         memory = (self.limit_bytes - self.context_bytes) / (1 + SAFETY_MARGIN)
         return Budget(memory, deadline_s * (1 - TIME_SLACK), self.up_bytes)
 
-    def smallest_round_s(self, first: tuple[float, float]) -> float | None:
-        """Seconds of the shortest round that fits the memory, with `first` parameters and ranks; None if none does."""
-        room = self.budget(math.inf).memory_bytes
-        fitting = [option for option in self.options if option.memory(*first) <= room]
-        return min((option.round_s(1, first[0]) for option in fitting), default=None)
+    @cached_property
+    def table(self) -> OptionTable:
+        """The options as arrays."""
+        return option_table(self.options)
+
+    def smallest_round_s(self, first: tuple[float, float], examples: int = 1) -> float | None:
+        """Seconds of the shortest round that trains so many examples with `first` parameters and ranks.
+
+        None if no option fits memory and link.
+        """
+        parameters, ranks = first
+        fits = self.table.fits(self.budget(0.0), np.array([parameters]), np.array([ranks]))[:, 0]
+        if not fits.any():
+            return None
+        steps = np.ceil(max(1, examples) / self.table.batch)
+        return float(self.table.round_s(steps, parameters)[fits].min())
 
 
 def prepare(job: JobProblem, device: DeviceProblem) -> Prepared:
@@ -136,9 +101,10 @@ def prepare(job: JobProblem, device: DeviceProblem) -> Prepared:
         for checkpointing in (False, True)
         for setting in (_setting(job, device, bits, batch, checkpointing=checkpointing),)
     ]
-    options.sort(key=lambda o: (o.step_s / o.setting.batch_size, o.memory_bytes))
+    options.sort(key=lambda o: (o.step_s / o.setting.batch_size, o.memory(0, 0)))
     up_bytes = math.inf if device.up_budget_bytes is None else float(device.up_budget_bytes)
-    return Prepared(tuple(options), wanted, context, min(lent, capped), capped < lent, up_bytes)
+    least = math.ceil(job.least_share * wanted)
+    return Prepared(tuple(options), wanted, context, min(lent, capped), capped < lent, up_bytes, least)
 
 
 def _setting(job: JobProblem, device: DeviceProblem, bits: Bits, batch: int, *, checkpointing: bool) -> StepSetting:
@@ -170,23 +136,34 @@ def _option(
     whole = step_s(shape, usual, trained, rates, pace)
     held_out = min(job.evaluation_examples, device.held_out_examples)
     prepare_s = held_out * evaluation_example_s(shape, usual, frozen, rates, pace)
-    if setting.bits != device.loaded_bits:
-        prepare_s += load_s(shape, pace)
+    loading_s = load_s(shape, pace) if setting.bits != device.loaded_bits else 0.0
     up_bps, down_bps, latency_s = _link(device)
     return Option(
         setting=setting,
         fidelity=FIDELITY[setting.bits],
-        memory_bytes=step_memory(shape, setting, frozen, space).total_bytes + 1,
-        memory_per_parameter=TRAINABLE_BYTES - SIDE_BYTES,
-        memory_per_rank=space.activation_scale * rank_bytes(shape, setting),
+        memory_rows=_rows(job, device, setting, space),
+        coefficients=space,
         step_s=step,
         step_per_parameter_s=(whole - step) / job.adapter_parameters,
-        prepare_s=prepare_s,
+        load_s=loading_s,
+        prepare_s=prepare_s + loading_s,
         down_s=transfer_s(job.down_bytes, down_bps, latency_s) if job.needs_download else 0.0,
         up_s=transfer_s(4 * head, up_bps, latency_s),
         up_per_parameter_s=8 * 4 / up_bps,
         up_bytes=4 * head,
     )
+
+
+def _rows(
+    job: JobProblem, device: DeviceProblem, setting: StepSetting, space: MemoryCoefficients
+) -> tuple[MemoryRow, ...]:
+    """Rows of a device that never measured a step are those of all such devices."""
+    if device.measurements:
+        return memory_rows(job.shape, setting, job.adapter_parameters, space)
+    key = (setting, space)
+    if key not in job.unmeasured_rows:
+        job.unmeasured_rows[key] = memory_rows(job.shape, setting, job.adapter_parameters, space)
+    return job.unmeasured_rows[key]
 
 
 def _link(device: DeviceProblem) -> tuple[float, float, float]:
@@ -196,15 +173,3 @@ def _link(device: DeviceProblem) -> tuple[float, float, float]:
     down = UNMEASURED_DOWNLINK_BPS if link is None else link.downlink_bps
     latency = UNMEASURED_LATENCY_S if link is None else link.latency_s
     return (up if lent is None else min(up, lent)), down, latency
-
-
-def relaxed(options: tuple[Option, ...], budget: Budget, resource: Resource) -> tuple[tuple[Option, ...], Budget]:
-    """The same problem as if one resource were endless: its memory, its speed, or its link."""
-    match resource:
-        case "memory":
-            return options, replace(budget, memory_bytes=math.inf)
-        case "time":
-            return tuple(replace(o, step_s=0.0, step_per_parameter_s=0.0, prepare_s=0.0) for o in options), budget
-        case "link":
-            free = tuple(replace(o, down_s=0.0, up_s=0.0, up_per_parameter_s=0.0) for o in options)
-            return free, replace(budget, up_bytes=math.inf)

@@ -7,29 +7,56 @@ the predicted peak within what is lent, the round within the deadline and the up
 Everything is a function of its arguments: the same problem gives the same plan.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
+from fedpipe_profiles.costs.memory import predict_memory
+from fedpipe_profiles.costs.step import StepConfig
 from fedpipe_profiles.plan import Bound, NoPlan, Plan, Prediction
-from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline, progress
+from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline, curve_point
 from fedpipe_profiles.planning.options import Prepared, prepare
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem, PlanningError
-from fedpipe_profiles.planning.reasons import bound_of, explain, explain_none
-from fedpipe_profiles.planning.search import Choice, best_choice
+from fedpipe_profiles.planning.reasons import MOST_CHARACTERS, bound_of, explain, explain_none
+from fedpipe_profiles.planning.search import GAP, SOLVES, Choice, best_choice
+from fedpipe_profiles.values import MAX_SECONDS
 
 Draw = Callable[[str, str, int, int], tuple[int, ...]]
 """Which components an agent trains: (agent, weight, global rank R, rank r) to r sorted indices below R."""
 
 
+SMALL_FLEET = 32
+"""Up to so many unlike devices are solved as exactly as `search.GAP` says."""
+
+QUICK_GAP = 2e-3
+"""A larger fleet's choices may be this far below their bounds before HiGHS is asked."""
+
+
+class Effort(NamedTuple):
+    """How close to its bound a choice must be, and how many exact solutions that may take."""
+
+    gap: float
+    solves: int
+
+
+def effort(kinds: int) -> Effort:
+    """The effort for each of so many unlike devices. It follows from their number alone, never from a clock."""
+    return Effort(GAP, SOLVES) if kinds <= SMALL_FLEET else Effort(QUICK_GAP, SOLVES)
+
+
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """A round of the whole fleet. Every agent is either in `plans` or in `none`."""
+    """A round of the whole fleet. Every agent is either in `plans` or in `none`.
+
+    `curve` has the deadlines that were compared, in rising order, or the one that was given. `gaps` says of every plan
+    how far it may be below the best there is, as a share of that: what its bound proves.
+    """
 
     deadline_s: float
     plans: dict[str, Plan]
     none: dict[str, NoPlan]
     curve: tuple[CurvePoint, ...]
+    gaps: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +64,7 @@ class _Verdict:
     """What identical devices have in common."""
 
     choice: Choice | None
+    predicted: Prediction | None
     bound: Bound
     reason: str
 
@@ -56,7 +84,7 @@ def plan_device(
     """
     _check_deadline(deadline_s)
     prepared = prepare(job, device)
-    verdict = _judge(job, prepared, deadline_s)
+    verdict = _judge(job, prepared, deadline_s, effort(1))
     return _tell(job, device, verdict, round_=round_, deadline_s=deadline_s, draw=draw)
 
 
@@ -77,21 +105,18 @@ def plan_round(
         raise PlanningError("no device to plan for: at least one agent must have its profile here")
     if deadline_s is not None:
         _check_deadline(deadline_s)
-    kinds = {name: _kind(device) for name, device in devices.items()}
-    prepared: dict[tuple[object, ...], Prepared] = {}
+    alike: dict[tuple[object, ...], list[str]] = {}
     for name, device in devices.items():
-        if kinds[name] not in prepared:
-            prepared[kinds[name]] = prepare(job, device)
-    alike = Counter(kinds.values())
-    fleet = [Member(prepared[kind], count) for kind, count in alike.items()]
-    if deadline_s is None:
-        chosen, curve = choose_deadline(job.increments, fleet)
-    else:
-        chosen = deadline_s
-        curve = (CurvePoint(chosen, progress(job.increments, fleet, chosen)),)
-    verdicts = {kind: _judge(job, problem, chosen) for kind, problem in prepared.items()}
+        alike.setdefault(_kind(device), []).append(name)
+    fleet = [Member(prepare(job, devices[names[0]]), tuple(names)) for names in alike.values()]
+    chosen, curve = (deadline_s, ()) if deadline_s is not None else choose_deadline(job.increments, fleet)
+    verdicts = [_judge(job, member.prepared, chosen, effort(len(fleet))) for member in fleet]
+    if deadline_s is not None:
+        reached = [(v.choice.objective, v.choice.examples) if v.choice else (0.0, 0) for v in verdicts]
+        curve = (curve_point(fleet, chosen, reached),)
+    whose = {name: verdict for member, verdict in zip(fleet, verdicts, strict=True) for name in member.names}
     told = {
-        name: _tell(job, device, verdicts[kinds[name]], round_=round_, deadline_s=chosen, draw=draw)
+        name: _tell(job, device, whose[name], round_=round_, deadline_s=chosen, draw=draw)
         for name, device in devices.items()
     }
     return RoundPlan(
@@ -99,6 +124,7 @@ def plan_round(
         {name: plan for name, plan in told.items() if isinstance(plan, Plan)},
         {name: plan for name, plan in told.items() if isinstance(plan, NoPlan)},
         curve,
+        {name: 1 - v.choice.objective / v.choice.bound for name, v in whose.items() if v.choice},
     )
 
 
@@ -117,13 +143,14 @@ def _kind(device: DeviceProblem) -> tuple[object, ...]:
     )
 
 
-def _judge(job: JobProblem, prepared: Prepared, deadline_s: float) -> _Verdict:
+def _judge(job: JobProblem, prepared: Prepared, deadline_s: float, within: Effort) -> _Verdict:
     budget = prepared.budget(deadline_s)
-    choice = best_choice(job.increments, prepared.options, budget, prepared.wanted)
+    choice = best_choice(job.increments, prepared, budget, gap=within.gap, solves=within.solves)
     if choice is None:
-        return _Verdict(None, *explain_none(job.increments, prepared, budget))
+        return _Verdict(None, None, *explain_none(job.increments, prepared, budget))
     bound = bound_of(job.increments, prepared, budget, choice)
-    return _Verdict(choice, bound, explain(job.increments, prepared, budget, choice, bound))
+    reason = explain(job.increments, prepared, budget, choice, bound)
+    return _Verdict(choice, _prediction(job, choice), bound, reason)
 
 
 def _tell(
@@ -136,8 +163,8 @@ def _tell(
     draw: Draw,
 ) -> Plan | NoPlan:
     agent, choice = device.profile.agent, verdict.choice
-    if choice is None:
-        return NoPlan(agent=agent, bound=verdict.bound, reason=verdict.reason[:500])
+    if choice is None or verdict.predicted is None:
+        return NoPlan(agent=agent, bound=verdict.bound, reason=verdict.reason[:MOST_CHARACTERS])
     setting = choice.option.setting
     return Plan(
         agent=agent,
@@ -155,9 +182,9 @@ def _tell(
         components={
             name: _components(draw, agent, name, job.global_rank, rank) for name, rank in choice.ranks.items() if rank
         },
-        predicted=_prediction(job, choice),
+        predicted=verdict.predicted,
         bound=verdict.bound,
-        reason=verdict.reason[:500],
+        reason=verdict.reason[:MOST_CHARACTERS],
     )
 
 
@@ -172,8 +199,10 @@ def _components(draw: Draw, agent: str, name: str, of: int, rank: int) -> tuple[
 
 def _prediction(job: JobProblem, choice: Choice) -> Prediction:
     option = choice.option
+    setting = {each.name: getattr(option.setting, each.name) for each in fields(option.setting)}
+    step = StepConfig(**setting, ranks=choice.ranks, global_rank=job.global_rank)
     return Prediction(
-        peak_bytes=round(option.memory(choice.parameters, choice.rank_sum)),
+        peak_bytes=predict_memory(job.shape, step, option.coefficients).total_bytes,
         round_s=option.round_s(choice.steps, choice.parameters),
         compute_s=option.compute_s(choice.steps, choice.parameters),
         up_bytes=option.up_bytes + 4 * choice.parameters,
@@ -182,5 +211,8 @@ def _prediction(job: JobProblem, choice: Choice) -> Prediction:
 
 
 def _check_deadline(deadline_s: float) -> None:
-    if not 0 < deadline_s < float("inf"):
-        raise PlanningError(f"deadline of {deadline_s} s: give a positive number of seconds, or none to have it chosen")
+    if not 0 < deadline_s <= MAX_SECONDS:
+        raise PlanningError(
+            f"deadline of {deadline_s} s: give more than 0 and at most {MAX_SECONDS:.0f} seconds, or none to have it "
+            "chosen"
+        )

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
-from fedpipe_profiles.costs.step import Task
+from fedpipe_profiles.costs.memory import MemoryCoefficients, MemoryRow
+from fedpipe_profiles.costs.step import StepSetting, Task
 from fedpipe_profiles.device import Bits, DeviceProfile
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
-
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+from fedpipe_profiles.planning.frontier import Floats, Frontier, Integers
 
 
 class PlanningError(ValueError):
@@ -49,7 +47,7 @@ class DeviceProblem:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Increments:
     """Every single step up the rank ladder that a device may take, `(K,)` each.
 
@@ -63,7 +61,21 @@ class Increments:
     parameters: Floats
     gains: Floats
 
-    @property
+    @cached_property
+    def below(self) -> Floats:
+        """The rank from which each step begins, `(K,)`."""
+        below = np.zeros(len(self.ranks))
+        for index, previous in enumerate(self.previous.tolist()):
+            if previous >= 0:
+                below[index] = below[previous] + self.ranks[previous]
+        return below
+
+    @cached_property
+    def frontier(self) -> Frontier:
+        """The same increments, ordered once for all devices."""
+        return Frontier(self.previous, self.ranks, self.parameters, self.gains)
+
+    @cached_property
     def first(self) -> tuple[float, float]:
         """Parameters and ranks of the smallest step that a device can begin with."""
         begin = np.flatnonzero(self.previous < 0)
@@ -96,6 +108,8 @@ class JobProblem:
     scale: float
     seed: int
     needs_download: bool = True
+    least_share: float = 0.0
+    """Of the examples wanted of a device, at least this share is trained wherever that is possible; 0 to 1."""
 
     def __post_init__(self) -> None:
         known = {weight.name for weight in self.shape.weights}
@@ -109,6 +123,7 @@ class JobProblem:
             )
             < 1,
             f"examples per round is {self.examples_per_round}: at least 1 is needed": (self.examples_per_round < 1),
+            f"least share is {self.least_share}: give a number from 0 to 1": not 0 <= self.least_share <= 1,
             f"the model has no weight {', '.join(unknown[:3])}: score the contribution with this model": bool(unknown),
             "no weight has any contribution: every gradient was zero, check data and labels": not any(
                 value > 0 for curve in self.curves.values() for value in curve
@@ -142,6 +157,11 @@ class JobProblem:
             np.array(parameters, dtype=np.float64),
             np.array(gains, dtype=np.float64),
         )
+
+    @cached_property
+    def unmeasured_rows(self) -> dict[tuple[StepSetting, MemoryCoefficients], tuple[MemoryRow, ...]]:
+        """Memory rows already computed for devices that have not measured a step."""
+        return {}
 
     @cached_property
     def adapter_parameters(self) -> int:

@@ -111,6 +111,7 @@ class TrainedReply(Value):
     measurement: StepMeasurement
     compute_s: NonNegativeFloat
     actions: tuple[str, ...] = ()
+    out_of_memory: bool = Field(default=False, description="the plan did not fit, and something smaller was done")
 
 
 class ProgressReply(Value):

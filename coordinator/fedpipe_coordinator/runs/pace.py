@@ -23,7 +23,7 @@ def at_present_pace(
 ) -> tuple[tuple[StepMeasurement, ...], float]:
     """The steps as the device would take them now, oldest first, and the factor that older ones were multiplied by.
 
-    Only steps at bits that were measured before say anything of the pace: at others it is the model that may be wrong.
+    Only steps of a kind that was measured before say anything of the pace: of another the model may be wrong.
     """
     if len(measurements) < 2:  # noqa: PLR2004 - one to compare and one to compare with
         return measurements, 1.0
@@ -46,8 +46,8 @@ def _surprise(
     rates: DeviceRates,
     task: Task,
 ) -> float:
-    """Measured over expected seconds of a step; 1 where nothing is known of its bits."""
-    alike = [m for m in known if m.bits == newest.bits]
+    """Measured over expected seconds of a step; 1 where no such step is known."""
+    alike = [m for m in known if _kind(m) == _kind(newest)]
     if not alike:
         return 1.0
     setting = StepSetting(
@@ -60,6 +60,10 @@ def _surprise(
     )
     coefficients = fit_timing(shape, alike, rates, task=task).coefficients(newest.bits)
     return newest.step_s / step_s(shape, setting, measured_size(shape, newest), rates, coefficients)
+
+
+def _kind(measurement: StepMeasurement) -> tuple[int, bool]:
+    return measurement.bits, measurement.gradient_checkpointing
 
 
 def _rescaled(measurements: tuple[StepMeasurement, ...], new: int, factor: float) -> tuple[StepMeasurement, ...]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from fedpipe_profiles.plan import NoPlan, Plan
 
-NOTEWORTHY = 0.1
+NOTEWORTHY = 0.2
 """A plan changed where bits, batch or checkpointing did, or examples or trained ranks by more than this."""
 _DEADLINE = 0.05
 _MAX_CHARACTERS = 600

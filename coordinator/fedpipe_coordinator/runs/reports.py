@@ -4,6 +4,9 @@ Part of the pure machine of `run_machine.py`. A report counts only for what its 
 round, or one that came before, changes nothing.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+
 from fedpipe_coordinator.metrics import metrics_data, metrics_text
 from fedpipe_coordinator.runs import late
 from fedpipe_coordinator.runs.backoff import fell_short, ran_out
@@ -12,6 +15,7 @@ from fedpipe_coordinator.runs.run_events import Fetch, Report, StopFetch, Update
 from fedpipe_coordinator.runs.run_state import Member, RunState
 from fedpipe_coordinator.runs.step import Step
 from fedpipe_coordinator.runs.telling import REPLACED, acknowledge, decline, described, offered, remember
+from fedpipe_profiles.plan import StepMeasurement
 from fedpipe_wire.agent_messages import Ahead, Evaluated, Failed, Refused, Scored, Survey, Trained
 
 MAX_MEASUREMENTS = 16
@@ -84,8 +88,23 @@ def _measured(member: Member, message: Trained) -> dict[str, object]:
     known = member.measurements
     if message.measurement in known[-1:]:
         return {}
-    steady = member.steady.with_one_more(len(known), MAX_MEASUREMENTS)
-    return {"measurements": (*known, message.measurement)[-MAX_MEASUREMENTS:], "steady": steady}
+    all_, speeds = (*known, message.measurement), member.steady.speeds_of(len(known))
+    kept = _worth_keeping(all_)
+    steady = member.steady.model_copy(update={"speeds": tuple((*speeds, 0.0)[at] for at in kept)})
+    return {"measurements": tuple(all_[at] for at in kept), "steady": steady}
+
+
+def _worth_keeping(measurements: Sequence[StepMeasurement]) -> list[int]:
+    """Where those lie that are kept: of the kind of which there are most the oldest go first.
+
+    Were it the oldest of all, a device that trains at few bits would forget what more of them need, and try again.
+    """
+    kinds = [(m.bits, m.gradient_checkpointing) for m in measurements]
+    kept = list(range(len(measurements)))
+    while len(kept) > MAX_MEASUREMENTS:
+        counts = Counter(kinds[at] for at in kept)
+        kept.remove(max(kept, key=lambda at: (counts[kinds[at]], -at)))
+    return kept
 
 
 def _fell_short(member: Member, message: Trained) -> dict[str, object]:

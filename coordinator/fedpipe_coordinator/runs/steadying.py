@@ -8,7 +8,6 @@ downwards counts there, and is followed a little further than it went, so that t
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, fsum, log
-from typing import Self
 
 from pydantic import Field, NonNegativeInt
 
@@ -60,9 +59,10 @@ class Steady(Value):
     )
     wished: NonNegativeInt = Field(default=0, description="plannings in a row with that wish")
 
-    def with_one_more(self, known: int, most: int) -> Self:
-        """The same beside `known` measurements to which one is added, of which the last `most` are kept."""
-        return self.model_copy(update={"speeds": (*_aligned(self.speeds, known), 0.0)[-most:]})
+    def speeds_of(self, count: int) -> tuple[float, ...]:
+        """One for each of `count` measurements: those of an older store, and those not planned with yet, have none."""
+        kept = self.speeds[-count:] if count else ()
+        return (*(0.0,) * (count - len(kept)), *kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def settle(before: Steady, newest: DeviceProfile, measurements: tuple[StepMeasur
         if waiting:
             held[name] = waiting
     speed = _speed(figures)
-    speeds = tuple(tag or speed for tag in _aligned(before.speeds, len(measurements)))
+    speeds = tuple(tag or speed for tag in before.speeds_of(len(measurements)))
     changes = tuple(
         _change(name, before.figures[name], figures[name]) for name in figures if _news(before, figures, name)
     )
@@ -125,12 +125,6 @@ def slowed(measurement: StepMeasurement, factor: float) -> StepMeasurement:
             "evaluation_example_s": None if evaluation is None else scaled(evaluation),
         }
     )
-
-
-def _aligned(speeds: tuple[float, ...], count: int) -> tuple[float, ...]:
-    """One entry per measurement: those of an older store, and those not planned with yet, have none."""
-    kept = speeds[-count:] if count else ()
-    return (*(0.0,) * (count - len(kept)), *kept)
 
 
 def _rule(name: str) -> Rule:

@@ -56,6 +56,7 @@ class TrainRequest(Value):
     adapter: Path
     update: Path
     budget_s: PositiveFloat = Field(description="seconds from receipt until the update must be written")
+    memory_limit_bytes: PositiveInt | None = Field(default=None, description="from now on; None: as before")
 
 
 class EvaluateRequest(Value):
@@ -65,6 +66,7 @@ class EvaluateRequest(Value):
     labels: tuple[str, ...]
     plan: Plan
     adapter: Path
+    memory_limit_bytes: PositiveInt | None = Field(default=None, description="from now on; None: as before")
 
 
 class Opened(Value):

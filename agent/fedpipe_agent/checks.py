@@ -78,11 +78,16 @@ def open_request(setup: Setup, task: SurveyTask | ScoreTask | TrainTask | Evalua
         dataset=setup.datasets[task.terms.dataset],
         device=device,
         supported_bits=profile.supported_bits,
-        memory_limit_bytes=profile.memory_limit_bytes(),
+        memory_limit_bytes=memory_limit_bytes(setup),
         threads=profile.threads(),
         download=task.terms.model in setup.hub_models,
         trust_remote_code=task.terms.model in setup.trusted_models,
     )
+
+
+def memory_limit_bytes(setup: Setup) -> int:
+    """What a trainer may occupy now; at least a byte, which then is too little for anything."""
+    return max(1, setup.profile.memory_limit_bytes())
 
 
 def upload_s(setup: Setup, plan: Plan) -> float:

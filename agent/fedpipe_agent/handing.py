@@ -75,11 +75,18 @@ def _request(state: AgentState, task: Work, left: float) -> Request:
         case ScoreTask():
             return ScoreRequest(labels=task.labels, batches=task.batches, budget_s=left)
         case EvaluateTask():
-            return EvaluateRequest(labels=task.labels, plan=task.plan, adapter=_adapter(state))
+            limit = checks.memory_limit_bytes(state.setup)
+            return EvaluateRequest(
+                labels=task.labels, plan=task.plan, adapter=_adapter(state), memory_limit_bytes=limit
+            )
         case TrainTask():
-            update = update_path(state)
             return TrainRequest(
-                labels=task.labels, plan=task.plan, adapter=_adapter(state), update=update, budget_s=left
+                labels=task.labels,
+                plan=task.plan,
+                adapter=_adapter(state),
+                update=update_path(state),
+                budget_s=left,
+                memory_limit_bytes=checks.memory_limit_bytes(state.setup),
             )
 
 

@@ -56,6 +56,7 @@ class TrainRequest(Value):
     adapter: Path
     update: Path
     budget_s: PositiveFloat = Field(description="seconds from receipt until the update must be written")
+    memory_limit_bytes: PositiveInt | None = Field(default=None, description="from now on; None: as before")
 
 
 class EvaluateRequest(Value):
@@ -65,6 +66,7 @@ class EvaluateRequest(Value):
     labels: tuple[str, ...]
     plan: Plan
     adapter: Path
+    memory_limit_bytes: PositiveInt | None = Field(default=None, description="from now on; None: as before")
 
 
 class Opened(Value):
@@ -111,6 +113,7 @@ class TrainedReply(Value):
     measurement: StepMeasurement
     compute_s: NonNegativeFloat
     actions: tuple[str, ...] = ()
+    out_of_memory: bool = Field(default=False, description="the plan did not fit, and something smaller was done")
 
 
 class ProgressReply(Value):

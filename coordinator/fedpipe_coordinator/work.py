@@ -18,6 +18,7 @@ from fedpipe_coordinator.aggregation.soundness import check_adapter, damage
 from fedpipe_coordinator.merging import Merger, WorkError
 from fedpipe_coordinator.peft_format import write_peft_adapter
 from fedpipe_coordinator.records.run_folder import RunFolder
+from fedpipe_coordinator.runs.replanning import replan
 from fedpipe_coordinator.runs.run_events import (
     AdapterChecked,
     Aggregate,
@@ -31,8 +32,7 @@ from fedpipe_coordinator.runs.run_events import (
 )
 from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_profiles.device import DeviceProfile
-from fedpipe_profiles.planning.planner import plan_round
-from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
+from fedpipe_profiles.planning.problem import JobProblem
 from fedpipe_wire.blob_files import BlobStore
 
 
@@ -60,16 +60,17 @@ def make_plans(
         seed=training_seed(job.job.seed, action.round),
         least_share=job.rounds.least_share,
     )
-    devices = {name: _device(state, name, profiles[name]) for name in action.agents if name in profiles}
+    members = {name: state.members[name] for name in action.agents}
     deadline = job.rounds.deadline_s
-    plan = plan_round(
+    plan, recalled = replan(
         problem,
-        devices,
+        members,
+        profiles,
         round_=action.round,
         deadline_s=None if deadline == "auto" else float(deadline),
         draw=partial(_draw, job.job.seed, action.round),
     )
-    return Planned(action.round, plan.deadline_s, dict(plan.plans), dict(plan.none), adapter)
+    return Planned(action.round, plan.deadline_s, dict(plan.plans), dict(plan.none), adapter, recalled)
 
 
 def training_seed(seed: int, round_: int) -> int:
@@ -79,21 +80,6 @@ def training_seed(seed: int, round_: int) -> int:
 
 def _draw(seed: int, round_: int, agent: str, weight: str, global_rank: int, rank: int) -> tuple[int, ...]:
     return draw_components(seed, round_, agent, weight, global_rank, rank)
-
-
-def _device(state: RunState, name: str, profile: DeviceProfile) -> DeviceProblem:
-    member = state.members[name]
-    if member.survey is None:
-        raise WorkError(f"agent {name} is to be planned and was never surveyed")
-    return DeviceProblem(
-        profile=profile,
-        measurements=member.measurements,
-        train_examples=member.survey.train_examples,
-        held_out_examples=member.survey.held_out_examples,
-        mean_tokens=member.survey.mean_tokens,
-        memory_cap_bytes=member.memory_cap_bytes,
-        loaded_bits=member.plan.bits if member.plan is not None else None,
-    )
 
 
 def aggregate(

@@ -1,28 +1,19 @@
 """The trainer as a real process on a real tiny model: its protocol, its limits and its end."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 from tiny_models import make_tiny_model, write_causal, write_classification
+from trainer_pipe import Trainer, make_open, trainer
 from trainer_support import LABELS, adapter_tensors, load, make_plan, write_adapter
 
 from fedpipe_agent.train.base import Base
 from fedpipe_agent.trainer_protocol import (
-    REPLIES,
     ErrorReply,
     EvaluatedReply,
     EvaluateRequest,
     Opened,
-    OpenRequest,
-    ProgressReply,
-    Reply,
     ScoredReply,
     ScoreRequest,
     Surveyed,
@@ -30,89 +21,8 @@ from fedpipe_agent.trainer_protocol import (
     TrainedReply,
     TrainRequest,
 )
-from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.device import MIB
-from fedpipe_wire.message_values import JobTerms
 from fedpipe_wire.tensors import TensorFile, a_name, b_name, head_name
-
-R = TypeVar("R")
-LIMIT = 3000 * MIB
-
-
-class Trainer:
-    """The process, its requests and its replies."""
-
-    def __init__(self, log: Path) -> None:
-        with log.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fedpipe_agent.train"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", **os.environ},
-            )
-
-    def send(self, request: Any) -> None:
-        self.send_line(request.model_dump_json())
-
-    def send_line(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
-
-    def next(self) -> Reply:
-        """The next reply that is not mere progress."""
-        assert self.process.stdout is not None
-        while True:
-            reply = REPLIES.validate_json(self.process.stdout.readline())
-            if not isinstance(reply, ProgressReply):
-                return reply
-
-    def expect(self, kind: type[R]) -> R:
-        reply = self.next()
-        assert isinstance(reply, kind), reply
-        return reply
-
-
-@contextmanager
-def trainer(log: Path) -> Iterator[Trainer]:
-    started = Trainer(log)
-    try:
-        yield started
-    finally:
-        started.process.kill()
-        started.process.wait(10)
-        for pipe in (started.process.stdin, started.process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-
-def make_open(model: Path, data: Path, task: str, **changes: Any) -> OpenRequest:
-    terms = JobTerms.model_validate(
-        {
-            "name": "job",
-            "model": "tiny",
-            "task": task,
-            "dataset": "d",
-            "seed": 5,
-            "sequence_length": 32,
-            "evaluation_examples": 12,
-            "max_rank": 4,
-            "batch_sizes": (2, 8),
-        }
-        | changes.pop("terms", {})
-    )
-    values: dict[str, Any] = {
-        "run": "run-1",
-        "terms": terms,
-        "model": str(model),
-        "dataset": DatasetSource(path=data, held_out_fraction=0.3),
-        "device": "cpu",
-        "supported_bits": (4, 8, 16, 32),
-        "memory_limit_bytes": LIMIT,
-        "threads": 1,
-    }
-    return OpenRequest.model_validate(values | changes)
 
 
 def refined(base: Base, adapter: Path, update: Path, components: dict[str, tuple[int, ...]]) -> None:

@@ -17,9 +17,9 @@ from run_support import (
     training,
 )
 
+from fedpipe_coordinator.runs.backoff import DROP
 from fedpipe_coordinator.runs.late import FETCH_AGAIN_S
 from fedpipe_coordinator.runs.membership import OFFLINE_GRACE_S
-from fedpipe_coordinator.runs.reports import MEMORY_BACKOFF
 from fedpipe_coordinator.runs.resume import rebase, resume
 from fedpipe_coordinator.runs.round_machine import (
     DEADLINE_GRACE,
@@ -113,11 +113,11 @@ def test_an_update_on_its_way_is_waited_for_beyond_the_deadline() -> None:
     assert drive.phase == "aggregating"
 
 
-def test_out_of_memory_lowers_the_cap_and_never_raises_it() -> None:
+def test_out_of_memory_lowers_the_cap_for_each_plan_once() -> None:
     drive = training("a", "b", number=4)
     drive.hear("a", failed(1, "out-of-memory"))
     cap = drive.member("a").memory_cap_bytes
-    assert cap == int(MEMORY_BACKOFF * PEAK)
+    assert cap == int(DROP * PEAK)
     drive.hear("a", failed(1, "out-of-memory"))
     assert drive.member("a").memory_cap_bytes == cap
     finish(drive, "b")
@@ -126,7 +126,7 @@ def test_out_of_memory_lowers_the_cap_and_never_raises_it() -> None:
     plan = drive.asked("a", TrainTask)[-1].plan
     assert plan.predicted.peak_bytes == cap
     drive.hear("a", failed(2, "out-of-memory"))
-    assert drive.member("a").memory_cap_bytes == int(MEMORY_BACKOFF * cap)
+    assert drive.member("a").memory_cap_bytes == int(DROP * cap)
 
 
 def test_an_agent_that_runs_out_of_memory_alone_is_planned_smaller_in_the_same_round() -> None:

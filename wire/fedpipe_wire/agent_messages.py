@@ -92,6 +92,7 @@ class Trained(Value):
     actions: tuple[Text, ...] = Field(
         default=(), max_length=64, description="what the trainer changed, such as a halved batch"
     )
+    out_of_memory: bool = Field(default=False, description="the plan did not fit, and the trainer went on with less")
 
 
 class Refused(Value):

@@ -1,6 +1,6 @@
 """Training within a time budget: as many steps of a plan as there is time for."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from statistics import median
@@ -10,9 +10,9 @@ import torch
 from fedpipe_agent.train.adapters import Attached
 from fedpipe_agent.train.base import Base
 from fedpipe_agent.train.data import Encoded, padded_length
-from fedpipe_agent.train.errors import OutOfTimeError
+from fedpipe_agent.train.errors import MemoryExceededError, OutOfTimeError
 from fedpipe_agent.train.memory import Meter
-from fedpipe_agent.train.step import Stepper, StepSettings
+from fedpipe_agent.train.step import Kept, Stepper, StepSettings
 from fedpipe_profiles.plan import StepMeasurement
 
 MOST_WARM_UP_STEPS = 4
@@ -55,6 +55,35 @@ class Trained:
     settings: StepSettings
 
 
+@dataclass(slots=True)
+class Course:
+    """A round's training, whichever bases it is taken on: its batches, and what was made of them so far.
+
+    Attributes:
+        groups: The batches that were not begun.
+        pending: The batch at which memory ran out.
+        kept: What the finished steps made, once they have to go on elsewhere.
+    """
+
+    groups: Iterator[list[Encoded]]
+    pending: list[Encoded] | None = None
+    kept: Kept | None = None
+    examples: int = 0
+    steps: int = 0
+    loss_sum: float = 0.0
+
+    def next(self) -> list[Encoded] | None:
+        """The next batch, None at the end."""
+        pending, self.pending = self.pending, None
+        return next(self.groups, None) if pending is None else pending
+
+    def finished(self, group: list[Encoded], loss: float) -> None:
+        """A batch was trained, at a mean loss."""
+        self.steps += 1
+        self.examples += len(group)
+        self.loss_sum += loss * len(group)
+
+
 def warm_up_steps(steps: int) -> int:
     """Steps of linear warm-up among `steps`."""
     return min(MOST_WARM_UP_STEPS, steps // WARM_UP_PART)
@@ -68,7 +97,7 @@ def write_reserve_s(parameters: int) -> float:
 def train(
     base: Base,
     on_base: Attached,
-    groups: Iterable[list[Encoded]],
+    groups: Iterable[list[Encoded]] | Course,
     *,
     settings: StepSettings,
     seed: int,
@@ -79,45 +108,68 @@ def train(
     Args:
         base: With `on_base` attached.
         on_base: What is trained.
-        groups: The batches.
+        groups: The batches; or a course, which goes on where it was: it keeps what is done when memory runs out.
         settings: How; changed in place where memory runs out.
         seed: Of dropout. On a CPU, the same seed, threads and batches give the same result to the bit.
         watch: Time and memory.
+
+    Returns:
+        Examples, steps and loss of the whole course; times and lengths of the steps as they were taken at last.
 
     Raises:
         OutOfTimeError: if there is no time for even one step.
         MemoryExceededError: if not even one example at a time, with checkpointing, fits.
         ModelError: if loss or gradient is not finite.
     """
-    torch.manual_seed(seed)
-    stepper = Stepper(base, on_base, settings, watch.meter)
-    times: list[float] = []
-    lengths: list[int] = []
-    sizes: list[int] = []
-    loss_sum = 0.0
-    for group in groups:
+    course = groups if isinstance(groups, Course) else Course(iter(groups))
+    torch.manual_seed(seed + course.steps)
+    stepper = Stepper(base, on_base, settings, watch.meter, course.kept)
+    taken = _Taken()
+    while (group := course.next()) is not None:
         started = watch.clock()
-        if started + expected_s(times) > watch.stop_at:
+        if started + expected_s(taken.times) > watch.stop_at:
             break
-        loss = stepper.step(group)
-        times.append(watch.clock() - started)
-        loss_sum += loss * len(group)
-        sizes.append(len(group))
-        lengths.append(padded_length(group, settings.sequence_length))
-        watch.said(sum(sizes), loss)
-    if not times:
+        way = settings.micro_batch, settings.checkpointing
+        try:
+            loss = stepper.step(group)
+        except MemoryExceededError:
+            course.pending, course.kept = group, stepper.keep()
+            raise
+        if way != (settings.micro_batch, settings.checkpointing):
+            taken = _Taken()
+        taken.add(watch.clock() - started, group, settings.sequence_length)
+        course.finished(group, loss)
+        watch.said(course.examples, loss)
+    if not taken.times:
         raise OutOfTimeError("no time for even one step: a longer deadline or a smaller plan is needed")
-    first = min(1, len(times) - 1)
-    tokens = sum(size * length for size, length in zip(sizes[first:], lengths[first:], strict=True))
-    return Trained(
-        examples=sum(sizes),
-        steps=len(times),
-        loss=loss_sum / sum(sizes),
-        step_s=tuple(times[first:]),
-        tokens_per_example=tokens / sum(sizes[first:]),
-        longest=max(lengths),
-        settings=settings,
-    )
+    return taken.told(course, settings)
+
+
+class _Taken:
+    """Steps that were all taken in the same way."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._lengths: list[int] = []
+        self._sizes: list[int] = []
+
+    def add(self, seconds: float, group: list[Encoded], sequence_length: int) -> None:
+        self.times.append(seconds)
+        self._sizes.append(len(group))
+        self._lengths.append(padded_length(group, sequence_length))
+
+    def told(self, course: Course, settings: StepSettings) -> Trained:
+        first = min(1, len(self.times) - 1)
+        sizes, lengths = self._sizes[first:], self._lengths[first:]
+        return Trained(
+            examples=course.examples,
+            steps=course.steps,
+            loss=course.loss_sum / course.examples,
+            step_s=tuple(self.times[first:]),
+            tokens_per_example=sum(size * length for size, length in zip(sizes, lengths, strict=True)) / sum(sizes),
+            longest=max(self._lengths),
+            settings=settings,
+        )
 
 
 def expected_s(times: list[float]) -> float:

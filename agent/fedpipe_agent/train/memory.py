@@ -78,6 +78,14 @@ class Meter(ABC):
         return self.limit_bytes - self.context_bytes
 
     @abstractmethod
+    def relimit(self, limit_bytes: int) -> None:
+        """Hold the process to another limit from now on; what it holds already stays, but grows no more.
+
+        Raises:
+            MemoryExceededError: if the runtime's context alone is larger.
+        """
+
+    @abstractmethod
     def reset(self) -> None:
         """Begin a new peak at what is held now."""
 
@@ -121,6 +129,13 @@ class HostMeter(Meter):
             )
         # VmData counts what is reserved, VmRSS what is used: only growth from here on is limited
         self._data_bytes = status_bytes("VmData") + self.available_bytes
+        self._set(self._data_bytes)
+
+    def relimit(self, limit_bytes: int) -> None:
+        """Another limit, of RLIMIT_DATA."""
+        _check_above_context(limit_bytes, self.context_bytes)
+        self._data_bytes += limit_bytes - self.limit_bytes
+        self.limit_bytes = limit_bytes
         self._set(self._data_bytes)
 
     @staticmethod
@@ -179,6 +194,13 @@ class CudaMeter(Meter):
             )
         torch.cuda.set_per_process_memory_fraction(min(1.0, self.available_bytes / total))
 
+    def relimit(self, limit_bytes: int) -> None:
+        """Another limit, of the caching allocator."""
+        _check_above_context(limit_bytes, self.context_bytes)
+        self.limit_bytes = limit_bytes
+        _, total = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, self.available_bytes / total))
+
     def reset(self) -> None:
         """Begin a new peak."""
         torch.cuda.reset_peak_memory_stats()
@@ -191,6 +213,15 @@ class CudaMeter(Meter):
         """Collect garbage, then empty the caching allocator."""
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def _check_above_context(limit_bytes: int, context_bytes: int) -> None:
+    if limit_bytes <= context_bytes:
+        raise MemoryExceededError(
+            f"{limit_bytes // MIB} MiB are free for the trainer now, and its libraries alone take "
+            f"{context_bytes // MIB} MiB: free memory on this machine, or raise limits.memory_mib in agent.toml",
+            context_bytes,
+        )
 
 
 def open_meter(device: Literal["cpu", "cuda"], limit_bytes: int) -> Meter:

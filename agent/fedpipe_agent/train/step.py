@@ -94,6 +94,18 @@ class StepSettings:
     label_counts: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """What finished steps made, apart from the base that they were taken on, in host memory.
+
+    `values` are of `Attached.trainable`, in its order; `optimizer` is Adam's state for them, `steps` their number.
+    """
+
+    values: tuple[torch.Tensor, ...]
+    optimizer: dict[str, Any]
+    steps: int
+
+
 class Stepper:
     """Takes optimizer steps on what is attached to a base.
 
@@ -102,16 +114,36 @@ class Stepper:
         on_base: What is trained.
         settings: Changed in place where memory runs out.
         meter: Told to release memory after a failure.
+        kept: To go on from, as if its steps had been taken here.
     """
 
-    def __init__(self, base: Base, on_base: Attached, settings: StepSettings, meter: Meter) -> None:
+    def __init__(
+        self, base: Base, on_base: Attached, settings: StepSettings, meter: Meter, kept: Kept | None = None
+    ) -> None:
         self._base, self._settings, self._meter = base, settings, meter
         self._parameters = on_base.trainable
         # the fused kernel needs no temporary copies of the parameters
         self._optimizer = torch.optim.AdamW(self._parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
         self._steps = 0
+        if kept is not None:
+            self._resume(kept)
         self._shift = label_shift(settings.label_counts).to(base.device) if settings.label_counts else None
         set_training(base, checkpointing=settings.checkpointing)
+
+    def keep(self) -> Kept:
+        """What was made so far; on a CPU nothing is copied, for there may be no memory for it."""
+        state = self._optimizer.state_dict()
+        state["state"] = {
+            key: {name: value.cpu() for name, value in of_one.items()} for key, of_one in state["state"].items()
+        }
+        return Kept(tuple(p.detach().cpu() for p in self._parameters), state, self._steps)
+
+    def _resume(self, kept: Kept) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, kept.values, strict=True):
+                parameter.copy_(value)
+        self._optimizer.load_state_dict(kept.optimizer)
+        self._steps = kept.steps
 
     def step(self, examples: Sequence[Encoded]) -> float:
         """Train one batch and return its mean loss per unit.
@@ -131,6 +163,7 @@ class Stepper:
             self._optimizer.zero_grad(set_to_none=True)
             self._meter.release()
             self._shrink(len(examples), said[0] if said else "MemoryError")
+            self._meter.reset()  # the peak that is reported is of what worked
 
     def _attempt(self, examples: Sequence[Encoded]) -> float:
         settings = self._settings

@@ -5,7 +5,8 @@ Owns the order of things within a request and within its budget. Reading request
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -13,11 +14,12 @@ import torch
 
 from fedpipe_agent.train.adapters import Attached, attached, read_plan, write_update
 from fedpipe_agent.train.base import Base, load_base, load_tokenizer, locate, quiet_libraries
-from fedpipe_agent.train.data import Encoder, batches, mean_padded_tokens, sample
+from fedpipe_agent.train.data import Encoded, Encoder, batches, mean_padded_tokens, sample
 from fedpipe_agent.train.errors import MemoryExceededError, ModelError, TrainerError
 from fedpipe_agent.train.evaluate import evaluate
 from fedpipe_agent.train.fingerprint import check_fingerprint
-from fedpipe_agent.train.loop import Watch, measurement, train, warm_up_steps, write_reserve_s
+from fedpipe_agent.train.ladder import down_the_bits, fewer_and_fewer
+from fedpipe_agent.train.loop import Course, Watch, measurement, train, warm_up_steps, write_reserve_s
 from fedpipe_agent.train.memory import is_out_of_memory, open_meter
 from fedpipe_agent.train.score import Work, bits_in_order, score
 from fedpipe_agent.train.shape import check_length, read_config, read_shape, skeleton
@@ -45,6 +47,18 @@ EVALUATION_PART = 0.5
 
 _SURVEYED_EXAMPLES = 1000
 _PROGRESS_EVERY_S = 0.5
+_MOST_ACTIONS = 64
+"""As many as a report may have."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """One round's training, on whatever bases: what is done on one that was too large goes on on the next."""
+
+    settings: StepSettings
+    stop_at: float
+    course: Course | None = None
+    evaluation_s: float | None = None
 
 
 class Worker:
@@ -127,56 +141,56 @@ class Worker:
 
     def evaluate(self, request: EvaluateRequest) -> None:
         """Say the metrics of the adapter."""
-        base = self._load(request.plan.bits, request.labels)
-        with attached(base, read_plan(base, request.adapter, request.plan), scale=request.plan.scale):
-            self._evaluate(base, request, stop_at=float("inf"))
+        self._relimit(request)
+
+        def attempt(bits: Bits) -> None:
+            base = self._load(bits, request.labels)
+            with attached(base, read_plan(base, request.adapter, request.plan), scale=request.plan.scale):
+                self._evaluate(base, request, stop_at=float("inf"))
+
+        down_the_bits(self._rungs(request), attempt, self.forget, [])
 
     def train(self, request: TrainRequest) -> None:
         """Say the metrics of the adapter, train, write the update, and say what was done."""
         received = self._clock()
-        base = self._load(request.plan.bits, request.labels)
+        self._relimit(request)
+        attempt = _Round(self._settings(request), received + request.budget_s)
+        reply = down_the_bits(
+            self._rungs(request),
+            lambda bits: self._train_at(bits, request, attempt),
+            self.forget,
+            attempt.settings.actions,
+        )
+        self._say(reply.model_copy(update={"compute_s": self._clock() - received}))
+
+    def _train_at(self, bits: Bits, request: TrainRequest, attempt: "_Round") -> TrainedReply:
+        base = self._load(bits, request.labels)
+        if attempt.course is None:
+            attempt.course = Course(self._batches(base, request))
         with attached(base, read_plan(base, request.adapter, request.plan), scale=request.plan.scale) as on_base:
             if not on_base.trainable:
                 raise ModelError("the plan trains no weight and the model has no head: nothing to do")
             self.meter.release()
             self.meter.reset()
-            started, stop_at = self._clock(), received + request.budget_s
-            metrics = self._evaluate(base, request, started + EVALUATION_PART * (stop_at - started))
-            seconds = (self._clock() - started) / metrics.examples
-            reply = self._train(base, on_base, request, stop_at, seconds)
-        self._say(reply.model_copy(update={"compute_s": self._clock() - received}))
+            if attempt.evaluation_s is None:
+                started = self._clock()
+                metrics = self._evaluate(base, request, started + EVALUATION_PART * (attempt.stop_at - started))
+                attempt.evaluation_s = (self._clock() - started) / metrics.examples
+            return self._train(base, on_base, request, attempt)
 
-    def _train(
-        self, base: Base, on_base: Attached, request: TrainRequest, stop_at: float, evaluation_s: float
-    ) -> TrainedReply:
-        plan = request.plan
-        settings = StepSettings(
-            sequence_length=plan.sequence_length,
-            learning_rate=plan.learning_rate,
-            warm_up_steps=warm_up_steps(-(-plan.examples // plan.batch_size)),
-            micro_batch=plan.batch_size,
-            checkpointing=plan.gradient_checkpointing,
-            label_counts=self._label_counts(base.labels),
+    def _train(self, base: Base, on_base: Attached, request: TrainRequest, attempt: "_Round") -> TrainedReply:
+        plan, settings, course = request.plan, attempt.settings, attempt.course
+        assert course is not None
+        assert attempt.evaluation_s is not None
+        before = len(settings.actions)
+        watch = Watch(
+            clock=self._clock,
+            stop_at=attempt.stop_at - write_reserve_s(on_base.trainable_parameters),
+            meter=self.meter,
+            said=lambda done, loss: self._progress("training", done, plan.examples, loss),
         )
-        trained = train(
-            base,
-            on_base,
-            batches(
-                self._dataset.train,
-                self._encoder(base, plan.sequence_length),
-                batch_size=plan.batch_size,
-                wanted=plan.examples,
-                seed=plan.seed,
-            ),
-            settings=settings,
-            seed=plan.seed,
-            watch=Watch(
-                clock=self._clock,
-                stop_at=stop_at - write_reserve_s(on_base.trainable_parameters),
-                meter=self.meter,
-                said=lambda done, loss: self._progress("training", done, plan.examples, loss),
-            ),
-        )
+        trained = train(base, on_base, course, settings=settings, seed=plan.seed, watch=watch)
+        shrunk = bool(settings.actions)
         if trained.examples < plan.examples:
             settings.actions.append(f"out of time after {trained.examples} of {plan.examples} examples")
         figures = measurement(
@@ -185,7 +199,8 @@ class Worker:
             trained,
             batch_size=plan.batch_size,
             meter=self.meter,
-            evaluation_example_s=max(1e-9, evaluation_s),
+            # of steps at other bits, or of a base that is not this one, it would say nothing of these
+            evaluation_example_s=max(1e-9, attempt.evaluation_s) if before == 0 else None,
         )
         try:
             write_update(request.update, on_base)
@@ -197,8 +212,35 @@ class Worker:
             train_loss=trained.loss,
             measurement=figures,
             compute_s=0.0,
-            actions=tuple(settings.actions),
+            actions=tuple(settings.actions[:_MOST_ACTIONS]),
+            out_of_memory=shrunk,
         )
+
+    def _settings(self, request: TrainRequest) -> StepSettings:
+        plan = request.plan
+        return StepSettings(
+            sequence_length=plan.sequence_length,
+            learning_rate=plan.learning_rate,
+            warm_up_steps=warm_up_steps(-(-plan.examples // plan.batch_size)),
+            micro_batch=plan.batch_size,
+            checkpointing=plan.gradient_checkpointing,
+            label_counts=self._label_counts(request.labels),
+        )
+
+    def _batches(self, base: Base, request: TrainRequest) -> Iterator[list[Encoded]]:
+        plan = request.plan
+        encoder = self._encoder(base, plan.sequence_length)
+        return iter(
+            batches(self._dataset.train, encoder, batch_size=plan.batch_size, wanted=plan.examples, seed=plan.seed)
+        )
+
+    def _rungs(self, request: TrainRequest | EvaluateRequest) -> tuple[Bits, ...]:
+        """The bits to try: the plan's, and fewer ones where it does not fit."""
+        return fewer_and_fewer(request.plan.bits, self._supported)
+
+    def _relimit(self, request: TrainRequest | EvaluateRequest) -> None:
+        if request.memory_limit_bytes is not None:
+            self.meter.relimit(request.memory_limit_bytes)
 
     def _evaluate(self, base: Base, request: TrainRequest | EvaluateRequest, stop_at: float) -> Metrics:
         plan = request.plan

@@ -5,8 +5,11 @@ Part of the pure machine of `run_machine.py`.
 
 import hashlib
 import math
+from dataclasses import fields
+from typing import Any
 
 from fedpipe_coordinator.runs.membership import OFFLINE_GRACE_S, heard_since, is_lost, is_overdue
+from fedpipe_coordinator.runs.plan_changes import plan_change
 from fedpipe_coordinator.runs.run_events import BroadcastAdapter, MakePlans, Planned
 from fedpipe_coordinator.runs.run_state import Member, RunState
 from fedpipe_coordinator.runs.step import Step
@@ -86,9 +89,12 @@ def on_planned(work: Step, event: Planned) -> None:
         round_began=work.now,
     )
     work.to("training")
+    changes = _changes(work, event)
     for member in work.members():
         if not _delivered(member, event.round):
-            work.put(_in_new_round(member, event))
+            work.put(_in_new_round(member, event, "" if member.name not in changes else changes[member.name][0]))
+    for name, (text, data) in changes.items():
+        work.note("replanned", f"{name}: {text}", agent=name, data=data)
     work.note(
         "planned",
         f"round {event.round}: {len(event.plans)} plans, deadline {event.deadline_s:.0f} s",
@@ -107,12 +113,32 @@ def on_planned(work: Step, event: Planned) -> None:
         ask_again(work, name)
 
 
-def _in_new_round(member: Member, event: Planned) -> Member:
+def _changes(work: Step, event: Planned) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By agent, how its plan differs from the one that it had, where it does."""
+    found = {}
+    for member in work.members():
+        plan = event.plans.get(member.name) or event.none.get(member.name)
+        recalled = event.recalled.get(member.name)
+        if plan is None or recalled is None:
+            continue
+        change = plan_change(member.no_plan or member.plan, plan, recalled.because)
+        if change is not None:
+            found[member.name] = change
+    return found
+
+
+def _in_new_round(member: Member, event: Planned, replanned: str) -> Member:
     """An agent's entry when a round begins, with its plan, or the reason for none."""
     plan, none = event.plans.get(member.name), event.none.get(member.name)
     out = member.contribution is None and member.standing in ("refused", "failed")
+    recalled = event.recalled.get(member.name)
+    kept: dict[str, object] = {}
+    if recalled is not None:
+        kept = {field.name: getattr(recalled, field.name) for field in fields(recalled) if field.name != "because"}
     return member.model_copy(
-        update={
+        update=kept
+        | {
+            "replanned": replanned,
             "plan": plan or member.plan,
             "former_plan": _former_plan(member, event.round - 1),
             "no_plan": none,

@@ -4,16 +4,20 @@ Part of the pure machine of `run_machine.py`. A report counts only for what its 
 round, or one that came before, changes nothing.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+
 from fedpipe_coordinator.metrics import metrics_data, metrics_text
 from fedpipe_coordinator.runs import late
+from fedpipe_coordinator.runs.backoff import fell_short, ran_out
 from fedpipe_coordinator.runs.refused_updates import was_refused
 from fedpipe_coordinator.runs.run_events import Fetch, Report, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.runs.run_state import Member, RunState
 from fedpipe_coordinator.runs.step import Step
 from fedpipe_coordinator.runs.telling import REPLACED, acknowledge, decline, described, offered, remember
+from fedpipe_profiles.plan import StepMeasurement
 from fedpipe_wire.agent_messages import Ahead, Evaluated, Failed, Refused, Scored, Survey, Trained
 
-MEMORY_BACKOFF = 0.8
 MAX_MEASUREMENTS = 16
 MAX_REPLACED = 4
 _WORKING = ("asked", "offered", "gone")
@@ -69,17 +73,46 @@ def on_trained(work: Step, member: Member, message: Trained) -> None:
         return
     if member.standing != "offered" or member.trained != message:
         replaced = _replaced(work, member, message)
-        measurements = member.measurements
-        if message.measurement not in measurements[-1:]:
-            measurements = (*measurements, message.measurement)[-MAX_MEASUREMENTS:]
-        update = {"trained": message, "replaced": replaced, "standing": "offered", "measurements": measurements}
+        update: dict[str, object] = {"trained": message, "replaced": replaced, "standing": "offered"}
+        update |= _measured(member, message) | _fell_short(member, message)
         work.put(member.model_copy(update=update | offered(work, member, message) | {"fetch_at": None}))
-        work.note(
-            "trained",
-            f"{member.name} trained {message.examples} examples, loss {message.train_loss:.3f}",
-            agent=member.name,
-        )
+        text = f"{member.name} trained {message.examples} examples, loss {message.train_loss:.3f}"
+        if "memory_cap_bytes" in update:
+            text += f"; its plan did not fit: {'; '.join(message.actions) or 'it says no more'}"
+        work.note("trained", text, agent=member.name, data={"actions": list(message.actions)})
     work.do(Fetch(member.name, message.round, message.update))
+
+
+def _measured(member: Member, message: Trained) -> dict[str, object]:
+    """What follows from the steps that were measured; those that are known already change nothing."""
+    known = member.measurements
+    if message.measurement in known[-1:]:
+        return {}
+    all_, speeds = (*known, message.measurement), member.steady.speeds_of(len(known))
+    kept = _worth_keeping(all_)
+    steady = member.steady.model_copy(update={"speeds": tuple((*speeds, 0.0)[at] for at in kept)})
+    return {"measurements": tuple(all_[at] for at in kept), "steady": steady}
+
+
+def _worth_keeping(measurements: Sequence[StepMeasurement]) -> list[int]:
+    """Where those lie that are kept: of the kind of which there are most the oldest go first.
+
+    Were it the oldest of all, a device that trains at few bits would forget what more of them need, and try again.
+    """
+    kinds = [(m.bits, m.gradient_checkpointing) for m in measurements]
+    kept = list(range(len(measurements)))
+    while len(kept) > MAX_MEASUREMENTS:
+        counts = Counter(kinds[at] for at in kept)
+        kept.remove(max(kept, key=lambda at: (counts[kinds[at]], -at)))
+    return kept
+
+
+def _fell_short(member: Member, message: Trained) -> dict[str, object]:
+    """What follows from a plan that did not fit, though it was trained with less: once for each plan."""
+    if member.plan is None or member.backoff.fresh or not fell_short(member.plan, message):
+        return {}
+    backoff, cap = ran_out(member.backoff, member.memory_cap_bytes, member.plan, message)
+    return {"backoff": backoff, "memory_cap_bytes": cap}
 
 
 def _replaced(work: Step, member: Member, message: Trained) -> tuple[Trained, ...]:
@@ -131,8 +164,8 @@ def on_failed(work: Step, member: Member, failure: Failed) -> None:
     _offer_lapses(work, member, failure.message)
     update: dict[str, object] = {"standing": "failed", "note": failure.message}
     if failure.kind == "out-of-memory" and failure.round > 0 and member.plan is not None:
-        cap = int(MEMORY_BACKOFF * member.plan.predicted.peak_bytes)
-        update["memory_cap_bytes"] = min(cap, member.memory_cap_bytes or cap)
+        backoff, cap = ran_out(member.backoff, member.memory_cap_bytes, member.plan)
+        update |= {"backoff": backoff, "memory_cap_bytes": cap}
     work.put(member.model_copy(update=update))
     text = f"{member.name} failed ({failure.kind}): {failure.message}"
     if "memory_cap_bytes" in update:

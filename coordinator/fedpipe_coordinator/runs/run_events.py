@@ -6,6 +6,7 @@ Owns the words between the pure machine and the service that acts. Every event n
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedpipe_coordinator.runs.replanning import Recalled
 from fedpipe_coordinator.runs.run_state import RoundResult
 from fedpipe_profiles.plan import NoPlan, Plan
 from fedpipe_wire.agent_messages import Ahead, Evaluated, Failed, Refused, Scored, Survey, Trained
@@ -86,13 +87,17 @@ class UpdateDelayed:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The plans of a round are made and the global adapter is ready to be sent."""
+    """The plans of a round are made and the global adapter is ready to be sent.
+
+    `recalled` is what the next planning must know of this one.
+    """
 
     round: int
     deadline_s: float
     plans: dict[str, Plan]
     none: dict[str, NoPlan]
     adapter: BlobRef
+    recalled: dict[str, Recalled] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fedpipe_coordinator.config import Job
+from fedpipe_coordinator.runs.backoff import Backoff
+from fedpipe_coordinator.runs.steadying import Steady
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import NoPlan, Plan, StepMeasurement
@@ -125,6 +127,9 @@ class Member(Value):
     contribution: Contribution | None = None
     measurements: tuple[StepMeasurement, ...] = ()
     memory_cap_bytes: int | None = None
+    backoff: Backoff = Backoff()
+    steady: Steady = Steady()
+    replanned: str = Field(default="", description="how its plan of this round differs from the one before, and why")
     plan: Plan | None = None
     no_plan: NoPlan | None = None
     evaluated: Metrics | None = None

@@ -1,0 +1,159 @@
+"""The plan of a round, steadied: damped figures go into the planner, and a device changes its setting for a reason.
+
+Pure. Between two settings (bits and batch) that are worth about the same, noise would decide anew in every round, and
+another number of bits costs a load of the base. So a device keeps what it has until that is worth a tenth less, or
+until the same other setting was better for some rounds in a row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from fedpipe_coordinator.runs.backoff import Backoff, eased
+from fedpipe_coordinator.runs.pace import at_present_pace
+from fedpipe_coordinator.runs.run_state import Member
+from fedpipe_coordinator.runs.steadying import HOLD, Steady, settle
+from fedpipe_profiles.costs.timing import device_rates
+from fedpipe_profiles.device import MIB, Bits, DeviceProfile
+from fedpipe_profiles.plan import NoPlan, Plan
+from fedpipe_profiles.planning.options import FIDELITY
+from fedpipe_profiles.planning.planner import Draw, RoundPlan, plan_device, plan_round
+from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
+
+WORSE = 0.1
+"""A setting worth less than another by this share is left at once."""
+BETTER = 0.005
+"""One that is better by less than this is no reason to change, however long it stays so."""
+_NOTEWORTHY_PACE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the run is to remember of a device after a planning, and which figures it was planned anew by."""
+
+    steady: Steady
+    backoff: Backoff
+    memory_cap_bytes: int | None
+    because: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Device:
+    problem: DeviceProblem
+    recalled: Recalled
+    had: Plan | None
+
+
+def replan(
+    job: JobProblem,
+    members: Mapping[str, Member],
+    profiles: Mapping[str, DeviceProfile],
+    *,
+    round_: int,
+    deadline_s: float | None,
+    draw: Draw,
+) -> tuple[RoundPlan, dict[str, Recalled]]:
+    """Plan a round for the members that have a profile.
+
+    Raises:
+        PlanningError: as `plan_round`, also for a member that was never surveyed.
+    """
+    devices = {name: _device(job, member, profiles[name]) for name, member in members.items() if name in profiles}
+    made = plan_round(
+        job, {name: device.problem for name, device in devices.items()}, round_=round_, deadline_s=deadline_s, draw=draw
+    )
+    plans, recalled = dict(made.plans), {name: device.recalled for name, device in devices.items()}
+    for name, plan in made.plans.items():
+        plans[name], steady = _kept(job, devices[name], plan, draw)
+        recalled[name] = replace(recalled[name], steady=steady)
+    return replace(made, plans=plans), recalled
+
+
+def _device(job: JobProblem, member: Member, profile: DeviceProfile) -> _Device:
+    settled = settle(member.steady, profile, member.measurements)
+    good = member.standing in ("accepted", "idle")
+    backoff, cap = eased(member.backoff, member.memory_cap_bytes, good=good)
+    usable = _with_most_bits(settled.profile, backoff.most_bits)
+    measurements, pace = at_present_pace(job.shape, settled.measurements, device_rates(usable), job.task)
+    because = [*settled.changes, *_cap_change(member.memory_cap_bytes, cap, ran_out=member.backoff.fresh)]
+    if abs(pace - 1) > _NOTEWORTHY_PACE:
+        because.append(f"its steps take {pace:.2g} times as long as before")
+    problem = DeviceProblem(
+        profile=usable,
+        measurements=measurements,
+        train_examples=member.survey.train_examples if member.survey else 0,
+        held_out_examples=member.survey.held_out_examples if member.survey else 0,
+        mean_tokens=member.survey.mean_tokens if member.survey else 0.0,
+        memory_cap_bytes=cap,
+        loaded_bits=_loaded_bits(member),
+    )
+    recalled = Recalled(settled.steady, backoff, cap, tuple(because))
+    return _Device(problem, recalled, None if member.backoff.fresh else member.plan)
+
+
+def _loaded_bits(member: Member) -> Bits | None:
+    """Of the base that its trainer holds, as far as is known: the one that it trained at last."""
+    if member.plan is None:
+        return None
+    took = member.trained
+    return took.measurement.bits if took is not None and took.out_of_memory else member.plan.bits
+
+
+def _with_most_bits(profile: DeviceProfile, most: Bits | None) -> DeviceProfile:
+    allowed = tuple(bits for bits in profile.supported_bits if most is None or bits <= most)
+    return profile.model_copy(update={"supported_bits": allowed or profile.supported_bits})
+
+
+def _cap_change(was: int | None, now: int | None, *, ran_out: bool) -> tuple[str, ...]:
+    if ran_out and now is not None:
+        return (f"it ran out of memory: a predicted peak may have {now / MIB:.0f} MiB",)
+    if was == now:
+        return ()
+    if was is not None and now is None:
+        return (f"a predicted peak may have more than {was / MIB:.0f} MiB again",)
+    return (f"a predicted peak may have {(now or 0) / MIB:.0f} MiB, {(was or 0) / MIB:.0f} before",)
+
+
+# --- keeping a setting ------------------------------------------------------------------------------------------
+
+
+def _kept(job: JobProblem, device: _Device, plan: Plan, draw: Draw) -> tuple[Plan, Steady]:
+    """The plan to use: `plan`, or one at the setting that the device had; and what to remember of the wish."""
+    steady, had, wish = device.recalled.steady, device.had, (plan.bits, plan.batch_size)
+    calm = steady.model_copy(update={"wish": None, "wished": 0})
+    if had is None or wish == (had.bits, had.batch_size):
+        return plan, calm
+    stay = _as_before(job, device.problem, had, plan, draw)
+    if stay is None:
+        return plan, calm
+    ours, other = _worth(job, stay), _worth(job, plan)
+    if ours < other * (1 - WORSE):
+        return plan, calm
+    if other <= ours * (1 + BETTER):
+        return stay, calm
+    wished = steady.wished + 1 if steady.wish == wish else 1
+    if wished >= HOLD:
+        return plan, calm
+    return stay, steady.model_copy(update={"wish": wish, "wished": wished})
+
+
+def _as_before(job: JobProblem, problem: DeviceProblem, had: Plan, plan: Plan, draw: Draw) -> Plan | None:
+    """A plan at the bits and batch of `had`; None if there is none, or if they are not allowed any more."""
+    if had.bits not in problem.profile.supported_bits or had.batch_size not in job.batch_sizes:
+        return None
+    only_bits = problem.profile.model_copy(update={"supported_bits": (had.bits,)})
+    made = plan_device(
+        replace(job, batch_sizes=(had.batch_size,)),
+        replace(problem, profile=only_bits),
+        round_=plan.round,
+        deadline_s=plan.deadline_s,
+        draw=draw,
+    )
+    return None if isinstance(made, NoPlan) else made
+
+
+def _worth(job: JobProblem, plan: Plan) -> float:
+    """What the planner maximises: examples times contribution times the fidelity of the bits, up to a constant."""
+    captured = sum(
+        job.curves[name][min(rank, len(job.curves[name])) - 1] for name, rank in plan.ranks.items() if job.curves[name]
+    )
+    return plan.examples * captured * FIDELITY[plan.bits]

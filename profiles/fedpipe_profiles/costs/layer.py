@@ -187,7 +187,7 @@ def _factor(
         if x.edge is not None:
             saved.append(copy)
         beside = parameters * flow.width if trained else 0.0
-    back = Back(beside=beside, trained=_FP32 * parameters if trained else 0.0, view=True)
+    back = Back(beside=beside, trained=_FP32 * parameters if trained else None, view=True)
     return arena.apply(size, x, saved=saved, kind=ADAPTERS, way_back=back)
 
 

@@ -76,7 +76,7 @@ class Arena:
         """
         back = way_back or _USUAL
         edges = tuple(i.edge for i in inputs if i.edge is not None)
-        result = Value(Buffer(self, size), Edge() if edges or back.trained else None)
+        result = Value(Buffer(self, size), Edge() if edges or back.trained is not None else None)
         if result.edge is not None and self.record:
             if keep_result:
                 saved = (*saved, result.buffer)
@@ -119,7 +119,7 @@ class Arena:
             for edge in node.edges:
                 edge.take(gathered[0], view=False)
             return
-        if back.trained:
+        if back.trained is not None:
             own = Buffer(self, back.trained)
             own.keep(GRADIENTS)
             self.gradients.append(own)
@@ -208,7 +208,7 @@ class Back:
 
     beside: float = 0.0
     beside_term: int = PASSING
-    trained: float = 0.0
+    trained: float | None = None
     view: bool = False
     shared: bool = False
 

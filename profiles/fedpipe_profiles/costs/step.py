@@ -39,7 +39,8 @@ def compute_bytes(kind: DeviceKind, bits: Bits) -> int:
 class StepSetting:
     """What a step is, apart from its adapters.
 
-    `sequence_length` is padded tokens per example: the longest for memory, the mean for time.
+    `sequence_length` is padded tokens per example: the longest for memory, the mean for time. `padded`: some example is
+    shorter than the others, as in most batches, so that attention takes a mask.
     """
 
     bits: Bits
@@ -49,6 +50,7 @@ class StepSetting:
     task: Task
     num_labels: int = 0
     kind: DeviceKind = "cpu"
+    padded: bool = True
 
     @property
     def tokens(self) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedpipe_coordinator.records.line_files import read_lines
+from fedpipe_coordinator.records.line_files import sort_lines
 from fedpipe_coordinator.records.run_folder import AUDIT, KEYS
 from fedpipe_coordinator.whatif.errors import CurvesError
 from fedpipe_coordinator.whatif.small_files import UnreadableError, named, read_json, read_small
@@ -46,7 +46,7 @@ def recorded_curves(path: Path, shape: ModelShape) -> dict[str, tuple[float, ...
     """
     try:
         found = _from_record(path / AUDIT if path.is_dir() else path)
-    except (UnreadableError, OSError) as error:
+    except UnreadableError as error:
         raise CurvesError(f"no contributions can be read: {error}") from None
     try:
         curves = _CURVES.validate_python(found)
@@ -70,8 +70,8 @@ def _from_record(path: Path) -> object:
     if path.suffix != ".jsonl":
         value = read_json(path, MAX_RECORD_BYTES)
         return value.get("curves", value) if isinstance(value, dict) else value
-    read_small(path, MAX_RECORD_BYTES)
-    data = [line.get("data") for line in read_lines(path, KEYS[AUDIT]) if line["kind"] == "contributions"]
+    lines = sort_lines(read_small(path, MAX_RECORD_BYTES), KEYS[AUDIT]).lines
+    data = [line.get("data") for line in lines if line["kind"] == "contributions"]
     curves = [each["curves"] for each in data if isinstance(each, dict) and "curves" in each]
     if not curves:
         raise UnreadableError(f"{named(path)} tells of no contributions: the run did not come to score its weights")

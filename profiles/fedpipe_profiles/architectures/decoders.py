@@ -1,88 +1,12 @@
-"""Families that generate text, as data: the layers of Llama and its relatives, GPT-2, GPT-NeoX, OPT and Phi-3.
+"""Families that generate text without a gate, as data: GPT-2, GPT-NeoX, OPT, Phi.
 
 Names, order and defaults are those of the modules and configuration classes of transformers 5
 (`transformers/models/<type>/`); `tests/unit/test_architectures.py` compares both.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-
 from fedpipe_profiles.architectures.family import Family, Frame, Row, Vector
-from fedpipe_profiles.costs.step import Task
 
 _SCORE = Frame(head=(Row("score", "labels", "hidden"),))
-_GENERATING: Mapping[Task, Frame] = {"causal-lm": Frame(output="hidden"), "sequence-classification": _SCORE}
-_ONLY_GENERATING: Mapping[Task, Frame] = {"causal-lm": Frame(output="hidden")}
-
-
-def _gated(
-    *, qkv_bias: bool | str = False, output_bias: bool | str = False, mlp_bias: bool | str = False
-) -> tuple[Row, ...]:
-    return (
-        Row("self_attn.q_proj", "queries", "hidden", qkv_bias),
-        Row("self_attn.k_proj", "keys", "hidden", qkv_bias),
-        Row("self_attn.v_proj", "keys", "hidden", qkv_bias),
-        Row("self_attn.o_proj", "hidden", "queries", output_bias),
-        Row("mlp.gate_proj", "inner", "hidden", mlp_bias),
-        Row("mlp.up_proj", "inner", "hidden", mlp_bias),
-        Row("mlp.down_proj", "hidden", "inner", mlp_bias),
-    )
-
-
-LLAMA = Family(
-    model_type="llama",
-    layer="model.layers.{}.",
-    rows=_gated(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias"),
-    tasks=_GENERATING,
-    defaults={
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "attention_bias": False,
-        "mlp_bias": False,
-    },
-    norm="rms",
-    vectors=(Vector("hidden"),),
-    even_heads=True,
-)
-
-MISTRAL = replace(
-    LLAMA,
-    model_type="mistral",
-    rows=_gated(),
-    defaults={**LLAMA.defaults, "intermediate_size": 14336, "num_key_value_heads": 8, "sliding_window": 4096},
-    window="all",
-    even_heads=False,
-)
-
-QWEN2 = replace(
-    LLAMA,
-    model_type="qwen2",
-    rows=_gated(qkv_bias=True),
-    defaults={
-        **LLAMA.defaults,
-        "vocab_size": 151936,
-        "intermediate_size": 22016,
-        "num_key_value_heads": 32,
-        "use_sliding_window": False,
-        "sliding_window": 4096,
-        "max_window_layers": 28,
-    },
-    window="switched",
-    even_heads=False,
-)
-
-QWEN3 = replace(
-    QWEN2,
-    model_type="qwen3",
-    rows=_gated(qkv_bias="attention_bias", output_bias="attention_bias"),
-    defaults={**QWEN2.defaults, "head_dim": 128},
-    head_norms=True,
-)
 
 GPT2 = Family(
     model_type="gpt2",
@@ -94,7 +18,7 @@ GPT2 = Family(
         Row("mlp.c_proj", "hidden", "inner", bias=True),
     ),
     transposed=True,
-    tasks=_GENERATING,
+    tasks={"causal-lm": Frame(output="hidden"), "sequence-classification": _SCORE},
     defaults={
         "vocab_size": 50257,
         "hidden_size": 768,
@@ -104,6 +28,7 @@ GPT2 = Family(
         "hidden_act": "gelu_new",
         "hidden_dropout": 0.1,
         "attention_dropout": 0.1,
+        "embd_pdrop": 0.1,
         "tie_word_embeddings": True,
     },
     keys={
@@ -126,6 +51,134 @@ GPT2 = Family(
     grouped=False,
     even_heads=True,
     own_head_size=False,
+    embedding_dropout="embd_pdrop",
 )
 
-DECODERS: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
+
+GPT_NEOX = Family(
+    model_type="gpt_neox",
+    layer="gpt_neox.layers.{}.",
+    rows=(
+        Row("attention.query_key_value", "qkv", "hidden", bias="attention_bias"),
+        Row("attention.dense", "hidden", "hidden", bias="attention_bias"),
+        Row("mlp.dense_h_to_4h", "inner", "hidden", bias=True),
+        Row("mlp.dense_4h_to_h", "hidden", "inner", bias=True),
+    ),
+    tasks={"causal-lm": Frame(output="hidden"), "sequence-classification": _SCORE},
+    defaults={
+        "vocab_size": 50432,
+        "hidden_size": 6144,
+        "num_hidden_layers": 44,
+        "num_attention_heads": 64,
+        "intermediate_size": 24576,
+        "hidden_act": "gelu",
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+        "use_parallel_residual": True,
+        "attention_bias": True,
+    },
+    norm="layer",
+    norm_vectors=2,
+    vectors=(Vector("hidden", 2),),
+    gated=False,
+    rotary_share=0.25,
+    parallel="use_parallel_residual",
+    grouped=False,
+    even_heads=True,
+    own_head_size=False,
+    embedding_dropout="hidden_dropout",
+)
+
+_OPT_PROJECTIONS = (
+    Row("model.decoder.project_out", "embedding", "hidden", when="projected"),
+    Row("model.decoder.project_in", "hidden", "embedding", when="projected"),
+)
+OPT = Family(
+    model_type="opt",
+    layer="model.decoder.layers.{}.",
+    rows=(
+        Row("self_attn.k_proj", "hidden", "hidden", bias="enable_bias"),
+        Row("self_attn.v_proj", "hidden", "hidden", bias="enable_bias"),
+        Row("self_attn.q_proj", "hidden", "hidden", bias="enable_bias"),
+        Row("self_attn.out_proj", "hidden", "hidden", bias="enable_bias"),
+        Row("fc1", "inner", "hidden", bias="enable_bias"),
+        Row("fc2", "hidden", "inner", bias="enable_bias"),
+    ),
+    tasks={
+        "causal-lm": Frame(before=_OPT_PROJECTIONS, output="embedding"),
+        "sequence-classification": Frame(before=_OPT_PROJECTIONS, head=(Row("score", "labels", "embedding"),)),
+    },
+    defaults={
+        "vocab_size": 50272,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 2048,
+        "hidden_act": "relu",
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": True,
+        "enable_bias": True,
+        "do_layer_norm_before": True,
+    },
+    keys={
+        "intermediate_size": "ffn_dim",
+        "hidden_act": "activation_function",
+        "hidden_dropout": "dropout",
+        "embedding_size": "word_embed_proj_dim",
+    },
+    fixed={"layer_norm_elementwise_affine": True, "_remove_final_layer_norm": False},
+    norm="layer",
+    norm_vectors=2,
+    vectors=(Vector("hidden", 2, when="do_layer_norm_before"),),
+    tables=("max_position_embeddings",),
+    table_width="hidden",
+    table_offset=2,
+    gated=False,
+    rotary_share=0.0,
+    grouped=False,
+    even_heads=True,
+    own_head_size=False,
+)
+
+PHI = Family(
+    model_type="phi",
+    layer="model.layers.{}.",
+    rows=(
+        Row("self_attn.q_proj", "queries", "hidden", bias=True),
+        Row("self_attn.k_proj", "keys", "hidden", bias=True),
+        Row("self_attn.v_proj", "keys", "hidden", bias=True),
+        Row("self_attn.dense", "hidden", "queries", bias=True),
+        Row("mlp.fc1", "inner", "hidden", bias=True),
+        Row("mlp.fc2", "hidden", "inner", bias=True),
+    ),
+    tasks={
+        "causal-lm": Frame(output="hidden", vectors=(Vector("vocabulary"),)),
+        "sequence-classification": _SCORE,
+    },
+    defaults={
+        "vocab_size": 51200,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "hidden_act": "gelu_new",
+        "hidden_dropout": 0.0,
+        "embd_pdrop": 0.0,
+        "tie_word_embeddings": False,
+    },
+    keys={"hidden_dropout": "resid_pdrop"},
+    fixed={"qk_layernorm": False},
+    norm="layer",
+    norms=1,
+    norm_vectors=2,
+    vectors=(Vector("hidden", 2),),
+    gated=False,
+    rotary_share=0.5,
+    parallel=True,
+    embedding_dropout="embd_pdrop",
+)
+
+DECODERS: tuple[Family, ...] = (GPT2, GPT_NEOX, OPT, PHI)

@@ -61,6 +61,7 @@ BERT = Family(
     grouped=False,
     even_heads=True,
     own_head_size=False,
+    embedding_dropout="hidden_dropout",
 )
 
 _ROBERTA_OUTPUT = Frame(
@@ -85,4 +86,61 @@ XLM_ROBERTA = replace(
 )
 CAMEMBERT = replace(XLM_ROBERTA, model_type="camembert")
 
-ENCODERS: tuple[Family, ...] = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT)
+DISTILBERT = replace(
+    BERT,
+    model_type="distilbert",
+    layer="distilbert.transformer.layer.{}.",
+    rows=(
+        Row("attention.q_lin", "queries", "hidden", bias=True),
+        Row("attention.k_lin", "queries", "hidden", bias=True),
+        Row("attention.v_lin", "queries", "hidden", bias=True),
+        Row("attention.out_lin", "hidden", "queries", bias=True),
+        Row("ffn.lin1", "inner", "hidden", bias=True),
+        Row("ffn.lin2", "hidden", "inner", bias=True),
+    ),
+    tasks={
+        "sequence-classification": Frame(
+            head=(
+                Row("pre_classifier", "hidden", "hidden", bias=True),
+                Row("classifier", "labels", "hidden", bias=True),
+            )
+        ),
+    },
+    defaults={**BERT.defaults, "num_hidden_layers": 6},
+    keys={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+        "hidden_dropout": "dropout",
+    },
+    fixed={},
+    tables=("max_position_embeddings",),
+    hidden_dropouts=1,
+)
+
+_ELECTRA_PROJECTION = Row("electra.embeddings_project", "hidden", "embedding", bias=True, when="projected")
+ELECTRA = replace(
+    BERT,
+    model_type="electra",
+    layer="electra.encoder.layer.{}.",
+    tasks={
+        "causal-lm": Frame(
+            before=(_ELECTRA_PROJECTION,),
+            after=(Row("generator_predictions.dense", "embedding", "hidden", bias=True),),
+            output="embedding",
+            vectors=(Vector("embedding", 2), Vector("vocabulary")),
+        ),
+        "sequence-classification": Frame(before=(_ELECTRA_PROJECTION,), head=_DENSE_HEAD),
+    },
+    defaults={
+        **BERT.defaults,
+        "embedding_size": 128,
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+    },
+)
+
+ENCODERS: tuple[Family, ...] = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)

@@ -89,8 +89,12 @@ class Family:
     rotary_share: float = 1.0
     """Share of a head that positions rotate where the configuration does not say; 0 for learned positions."""
     window: Window = "none"
-    parallel: str = ""
-    """The switch that lets attention and feed-forward part read the same input."""
+    parallel: bool | str = False
+    """Whether, or by which switch, attention and feed-forward part read the same input."""
+    hidden_dropouts: int = 2
+    """Places of a layer where the hidden dropout acts."""
+    embedding_dropout: str = ""
+    """The key of the dropout after the embeddings; none where it is empty."""
     fused_attention: bool = True
     grouped: bool = True
     """Whether there may be fewer key-value heads than heads."""

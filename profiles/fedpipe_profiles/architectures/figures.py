@@ -36,6 +36,9 @@ class Figures:
     activation: str
     hidden_dropout: float
     attention_dropout: float
+    embedding_dropout: float
+    score_cap: bool
+    logit_cap: bool
     tied: bool
     fused_attention: bool
     switches: Mapping[str, bool]
@@ -171,6 +174,9 @@ def _figures(reader: _Reader, family: Family) -> Figures:
         activation=family.old_activations.get(name := reader.text("hidden_act"), name),
         hidden_dropout=reader.share("hidden_dropout"),
         attention_dropout=reader.share("attention_dropout"),
+        embedding_dropout=reader.share(family.embedding_dropout) if family.embedding_dropout else 0.0,
+        score_cap=reader.value("attn_logit_softcapping") is not None,
+        logit_cap=reader.value("final_logit_softcapping") is not None,
         tied=reader.switch("tie_word_embeddings"),
         fused_attention=family.fused_attention and reader.value("attn_implementation") != "eager",
         switches={key: reader.switch(key) for key in _switches(family)},
@@ -182,7 +188,8 @@ def _switches(family: Family) -> set[str]:
     rows = [*family.rows, *(row for frame in frames for row in (*frame.before, *frame.after, *frame.head))]
     vectors = [*family.vectors, *(vector for frame in frames for vector in (*frame.vectors, *frame.untied))]
     names = {row.bias for row in rows if isinstance(row.bias, str)}
-    names |= {row.when for row in rows} | {vector.when for vector in vectors} | {family.parallel}
+    names |= {row.when for row in rows} | {vector.when for vector in vectors}
+    names |= {family.parallel} if isinstance(family.parallel, str) else set()
     return names - {"", "projected"}
 
 

@@ -164,4 +164,9 @@ class _Counter:
             hidden_dropout=figures.hidden_dropout,
             attention_dropout=figures.attention_dropout,
             window=figures.window,
+            parallel=self._is_on(family.parallel),
+            hidden_dropouts=family.hidden_dropouts,
+            embedding_dropout=figures.embedding_dropout,
+            score_cap=figures.score_cap,
+            logit_cap=figures.logit_cap,
         )

@@ -90,7 +90,8 @@ def _home_devices(home: Path | None, overrides: Overrides) -> tuple[FleetMember,
     members = known_agents(stored_profiles(place.store), overrides)
     if named and not members:
         raise CliError(
-            f"the coordinator of {place.path} has heard of no agent yet: name devices with --device", ExitCode.INPUT_UNUSABLE
+            f"the coordinator of {place.path} has heard of no agent yet: name devices with --device",
+            ExitCode.INPUT_UNUSABLE,
         )
     return members
 

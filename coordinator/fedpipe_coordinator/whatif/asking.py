@@ -161,7 +161,9 @@ def _what_memory_would_do(answered: Mapping[str, Any]) -> str:
     most = max(device["lent_bytes"] for device in devices)
     gib = 1 << 30
     fitting = [f"{name} ({', '.join(map(str, bits))} bits)" for name, bits in answered["would_fit"].items()]
-    which = f"Of the catalogue, {'; '.join(fitting)} would hold it" if fitting else "No device of the catalogue holds it"
+    which = (
+        f"Of the catalogue, {'; '.join(fitting)} would hold it" if fitting else "No device of the catalogue holds it"
+    )
     return (
         f"no device holds {answered['model'][:100]}: the smallest plan needs {least / gib:.1f} GiB and the largest device "
         f"lends {most / gib:.1f} GiB. {which}; or take a smaller model, or lower train.sequence_length"

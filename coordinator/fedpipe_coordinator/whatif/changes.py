@@ -112,14 +112,10 @@ def what_ifs(job: JobProblem, fleet: Sequence[Asked], forecast: Forecast, data: 
     alone = {asked.member.name: _outcome(choice_at(job, asked, deadline_s)) for asked in fleet}
     found: list[WhatIf] = []
     for name, change in CHANGES.items():
-        changed = [
-            ask_one(job, replace(asked.member, profile=change(asked.member.profile)), data) for asked in fleet
-        ]
+        changed = [ask_one(job, replace(asked.member, profile=change(asked.member.profile)), data) for asked in fleet]
         found.append(WhatIf(name, None, before, _fleet(job, changed, given)))
         each = (
-            WhatIf(
-                name, asked.member.name, alone[asked.member.name], _outcome(choice_at(job, asked, deadline_s))
-            )
+            WhatIf(name, asked.member.name, alone[asked.member.name], _outcome(choice_at(job, asked, deadline_s)))
             for asked in changed
         )
         found.extend(told for told in each if told.worth_telling)

@@ -222,5 +222,3 @@ def _refused(source: str, problems: Sequence[str]) -> DeviceError:
 def _title(profile: DeviceProfile) -> str:
     gpu = profile.accelerator
     return plain(profile.host.cpu if gpu is None else gpu.name, 100)
-
-

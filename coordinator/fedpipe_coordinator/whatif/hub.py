@@ -41,7 +41,9 @@ def fetch_config(model: str, environment: Mapping[str, str] = os.environ) -> dic
     except Exception as error:  # noqa: BLE001  # its errors are of many libraries; each means that there is no file
         first = str(error).strip().splitlines()[:1]
         why = f"{type(error).__name__}: {first[0] if first else ''}"
-        raise ModelConfigError(f"the hub gives no {CONFIG} of {plain(model, 100)} ({plain(why, 200)}): {otherwise}") from None
+        raise ModelConfigError(
+            f"the hub gives no {CONFIG} of {plain(model, 100)} ({plain(why, 200)}): {otherwise}"
+        ) from None
 
 
 def _download(hub: Any, model: str) -> dict[str, object]:

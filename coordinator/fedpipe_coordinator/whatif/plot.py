@@ -4,6 +4,7 @@ Owns the drawing and the atomic write. The file needs no script; its colours fol
 and every name in it is escaped.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,16 +24,17 @@ _MOST_LINES = 24
 """Devices with a line of their own; of more, those that differ most at the chosen deadline are drawn."""
 _TICKS = 5
 _NAME = 26
+_NARROW = 1e-6
 _STYLE = """
 svg { font: 13px system-ui, sans-serif; color-scheme: light dark; background: #ffffff; }
 text { fill: #1b1f24; } .quiet { fill: #59636e; } .title { font-size: 16px; font-weight: 600; }
 .axis { stroke: #8b949e; stroke-width: 1; } .grid { stroke: #d8dee4; stroke-width: 1; }
-.line { fill: none; stroke-width: 2; } .progress { stroke: #0b63ce; }
+.line { fill: none; stroke-width: 2; } .progress { stroke: #0b63ce; } .share { stroke: #59636e; }
 .chosen { stroke: #b35900; stroke-width: 2; stroke-dasharray: 5 4; } .mark { fill: #b35900; } .word { fill: #b35900; }
 .paper { fill: #ffffff; }
 @media (prefers-color-scheme: dark) {
   svg { background: #0d1117; } .paper { fill: #0d1117; } text { fill: #e6edf3; } .quiet { fill: #9198a1; }
-  .axis { stroke: #6e7681; } .grid { stroke: #262c36; } .progress { stroke: #58a6ff; }
+  .axis { stroke: #6e7681; } .grid { stroke: #262c36; } .progress { stroke: #58a6ff; } .share { stroke: #9198a1; }
   .chosen { stroke: #f0883e; } .mark, .word { fill: #f0883e; }
 }
 """
@@ -109,24 +111,40 @@ def _subtitle(answer: Mapping[str, Any]) -> str:
 
 
 def _scale(values: Sequence[float], low: float, high: float) -> Place:
-    """A linear map of `values`' range to a range of pixels; of a single value to its middle."""
-    least, most = min(values), max(values)
-    if most <= least:
+    """A logarithmic map of `values`' range to a range of pixels; of a single value to its middle."""
+    least, most = math.log(min(values)), math.log(max(values))
+    if most - least < _NARROW:
         return lambda _: (low + high) / 2
-    return lambda value: low + (value - least) / (most - least) * (high - low)
+    return lambda value: low + (math.log(value) - least) / (most - least) * (high - low)
 
 
 def _progress_panel(root: ElementTree.Element, curve: Sequence[Mapping[str, Any]], x: Place) -> None:
+    y = _per_hour(curve)
+    most = max(point["progress_per_hour"] for point in curve)
+    _axes(root, _TOP, _MIDDLE, [(y(value), _short(value)) for value in _steps(most or 1.0)])
+    for share in (0.0, 0.5, 1.0):
+        _text(root, _RIGHT + 4, _share_place(share) + 4, f"{share:.0%}", "quiet")
+    rate, share_look = {"class": "line progress"}, {"class": "line share", "stroke-dasharray": "2 4"}
+    for below, look, words in (
+        (0, rate, "progress per hour, in"),
+        (36, share_look, "progress of a round, of"),
+    ):
+        _line(root, [(_KEY_X + 20, _TOP + 8 + below), (_KEY_X + 44, _TOP + 8 + below)], look)
+        _text(root, _KEY_X + 50, _TOP + 12 + below, words)
+        _text(root, _KEY_X + 50, _TOP + 27 + below, "best possible rounds", "quiet")
+    _line(root, [(x(point["deadline_s"]), _share_place(point["progress"])) for point in curve], share_look)
+    _line(root, [(x(point["deadline_s"]), y(point["progress_per_hour"])) for point in curve], rate)
+
+
+def _per_hour(curve: Sequence[Mapping[str, Any]]) -> Place:
+    """Where a progress per hour stands."""
     most = max(point["progress_per_hour"] for point in curve) or 1.0
+    return lambda value: _MIDDLE - value / (1.05 * most) * (_MIDDLE - _TOP)
 
-    def y(value: float) -> float:
-        return _MIDDLE - value / (1.05 * most) * (_MIDDLE - _TOP)
 
-    _axes(root, _TOP, _MIDDLE, [(y(most * i / _TICKS), _short(most * i / _TICKS)) for i in range(_TICKS + 1)])
-    _text(root, _KEY_X, _TOP + 12, "progress per hour,")
-    _text(root, _KEY_X, _TOP + 28, "in best possible rounds", "quiet")
-    points = [(x(point["deadline_s"]), y(point["progress_per_hour"])) for point in curve]
-    _line(root, points, {"class": "line progress"})
+def _share_place(share: float) -> float:
+    """Where a round's progress stands, on the axis at the right."""
+    return _MIDDLE - share * (_MIDDLE - _TOP)
 
 
 def _rates_panel(root: ElementTree.Element, answer: Mapping[str, Any], x: Place) -> None:
@@ -161,13 +179,10 @@ def _key_step(count: int) -> float:
 def _chosen(root: ElementTree.Element, answer: Mapping[str, Any], x: Place) -> None:
     curve, deadline = answer["curve"], answer["deadline_s"]
     at = x(deadline)
-    most = max(point["progress_per_hour"] for point in curve) or 1.0
     point = min(curve, key=lambda each: abs(each["deadline_s"] - deadline))
-    height = _MIDDLE - point["progress_per_hour"] / (1.05 * most) * (_MIDDLE - _TOP)
+    height = _per_hour(curve)(point["progress_per_hour"])
     for top, bottom in ((_TOP, _MIDDLE), (_LOWER, _BOTTOM)):
-        ElementTree.SubElement(
-            root, "line", {"class": "chosen"}, x1=_px(at), x2=_px(at), y1=_px(top), y2=_px(bottom)
-        )
+        ElementTree.SubElement(root, "line", {"class": "chosen"}, x1=_px(at), x2=_px(at), y1=_px(top), y2=_px(bottom))
     ElementTree.SubElement(root, "circle", {"class": "mark"}, cx=_px(at), cy=_px(height), r="5")
     anchor = "start" if at < (_LEFT + _RIGHT) / 2 else "end"
     word = "chosen" if answer["deadline_chosen"] else "given"
@@ -198,17 +213,25 @@ def _line(root: ElementTree.Element, points: Sequence[tuple[float, float]], attr
     ElementTree.SubElement(root, "polyline", attributes | {"points": places})
 
 
-def _text(
-    root: ElementTree.Element, x: float, y: float, words: str, kind: str = "", anchor: str = "start"
-) -> None:
+def _text(root: ElementTree.Element, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
     attributes = {"x": _px(x), "y": _px(y), "text-anchor": anchor} | ({"class": kind} if kind else {})
     ElementTree.SubElement(root, "text", attributes).text = words
 
 
-def _ticks(values: Sequence[float]) -> Iterator[float]:
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers within a range of positive values: 1, 2 and 5 times powers of ten, or its ends if it is narrow."""
     low, high = min(values), max(values)
-    count = _TICKS if high > low else 0
-    yield from (low + (high - low) * i / count if count else low for i in range(count + 1))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [step * 10.0**power for power in powers for step in (1, 2, 5) if low <= step * 10.0**power <= high]
+    return found if len(found) > 1 else sorted({low, high})
+
+
+def _steps(most: float) -> Iterator[float]:
+    """0 and round steps up to `most`, at most seven of them."""
+    raw = most / _TICKS
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= raw)
+    yield from (index * step for index in range(int(most / step * (1 + 1e-9)) + 1))
 
 
 def _px(value: float) -> str:

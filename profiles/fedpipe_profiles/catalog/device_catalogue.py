@@ -3,7 +3,7 @@
 Owns the form of `devices/*.toml` and what a published figure means for the models. A data sheet names peaks. What the
 planner expects of a profile is what a probe measures: the rate of one large product, or copy, run for itself. So each
 peak is taken times the share of it that such a probe reaches. On top of that comes the time model's own factor of real
-steps over counted ones, so that a step is thought to reach 0.7 / 1.7 = 41 % of a published peak.
+steps over counted ones, so that a GPU's step is thought to reach 0.7 / 1.7 = 41 % of a published peak.
 """
 
 import difflib
@@ -31,6 +31,8 @@ from fedpipe_profiles.values import PositiveSize, Settings, Size
 MATMUL_REACH = 0.7
 """Share of a published peak that one large product reaches. Our choice: dense products on data-centre GPUs are reported
 at 60 to 85 % of it."""
+PROCESSOR_REACH = 0.35
+"""The same of a processor, which lowers its clock for wide units and feeds them from caches. Our choice."""
 BANDWIDTH_REACH = 0.85
 """Share of a published bandwidth that a copy reaches. Our choice, likewise."""
 CAVEAT = "published figures: expect a factor of about two either way in time until a device is measured"
@@ -107,6 +109,7 @@ class CatalogueEntry(Settings):
     def profile(self, agent: str, *, link: Link | None = None, limits: Limits | None = None) -> DeviceProfile:
         """The profile that such a device would be thought to have; every rate is marked theoretical."""
         rates = self.dense_tflops.model_dump(exclude={"source"}, exclude_none=True)
+        reach = PROCESSOR_REACH if self.gpu is None else MATMUL_REACH
         return DeviceProfile(
             agent=agent,
             host=Host(
@@ -117,7 +120,7 @@ class CatalogueEntry(Settings):
             ),
             accelerator=None if self.gpu is None else self._accelerator(self.gpu),
             supported_bits=self.supported_bits,
-            matmul=tuple(_matmul(dtype, rates[key]) for key, dtype in _DTYPES.items() if key in rates),
+            matmul=tuple(_matmul(dtype, rates[key] * reach) for key, dtype in _DTYPES.items() if key in rates),
             bandwidth=BandwidthRate(
                 bytes_per_s=self.bandwidth.gb_per_s * 1e9 * BANDWIDTH_REACH,
                 buffer_bytes=1,
@@ -144,7 +147,7 @@ def _matmul(dtype: str, tflops: float) -> MatmulRate:
         {
             "dtype": dtype,
             "shape": _SHEET_SHAPE,
-            "flops_per_s": tflops * 1e12 * MATMUL_REACH,
+            "flops_per_s": tflops * 1e12,
             "repeats": 1,
             "relative_spread": 0.0,
             "source": "theoretical",

@@ -39,7 +39,7 @@ class ExitCode(IntEnum):
     ENROLMENT_REFUSED = 22, "Read why in the message; ask the agent's owner before you enrol it in another way."
     CHECKS_FAILED = 23, "Do what the table says beside each check that failed, and run `fedpipe doctor` again."
     NOTHING_FITS = 24, "Take one of the devices that the message names, a smaller model, or a longer deadline."
-    INPUT_UNUSABLE = 25, "Put right the device, profile or record that the message names; `fedpipe plan --help` has examples."
+    INPUT_UNUSABLE = 25, "Put right the device, profile or record that the message names; see `fedpipe plan --help`."
     OUTPUT_UNWRITABLE = 26, "Name another file, or make its folder writable."
     AUDIT_BROKEN = 28, "Look at the named file and line; compare with a backup, and find out who could write there."
     AUDIT_DIFFERS = 29, "Ask the silo for its record, see which of the two is wrong, and treat it as an incident."

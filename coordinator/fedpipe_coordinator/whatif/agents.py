@@ -28,7 +28,7 @@ def stored_profiles(store: Path) -> dict[str, DeviceProfile]:
     except (sqlite3.Error, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise StoreError(
-            f"the coordinator's store {store} cannot be read ({first}): name devices with --device, or restore the store "
-            "from a backup"
+            f"the coordinator's store {store} cannot be read ({first}): name devices with --device, or restore the "
+            "store from a backup"
         ) from error
     return {name: profile for name, profile in profiles.items() if not profile_problems(profile)}

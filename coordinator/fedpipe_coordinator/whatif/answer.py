@@ -12,6 +12,7 @@ from fedpipe_coordinator.whatif.forecast import Asked, DeviceForecast, Forecast,
 from fedpipe_profiles.costs.memory import SAFETY_MARGIN
 from fedpipe_profiles.device import Bits
 from fedpipe_profiles.plan import Plan
+from fedpipe_profiles.planning.deadline import CurvePoint
 from fedpipe_profiles.planning.problem import JobProblem
 
 SCHEMA_VERSION = 1
@@ -90,17 +91,21 @@ def curve_data(job: JobProblem, fleet: Sequence[Asked], forecast: Forecast) -> l
             "deadline_s": round(point.deadline_s, 3),
             "progress": round(point.progress, 6),
             "progress_per_hour": round(3600 * point.progress_per_s, 6),
-            "under_training": {
-                asked.member.name: round(_under_training(job, asked, point.deadline_s), 4) for asked in fleet
-            },
+            "under_training": {name: round(rate, 4) for name, rate in _rates(job, fleet, point).items()},
         }
         for point in forecast.curve
     ]
 
 
-def _under_training(job: JobProblem, asked: Asked, deadline_s: float) -> float:
-    choice = choice_at(job, asked, deadline_s)
-    return 1.0 - (choice.examples / asked.prepared.wanted if choice else 0.0)
+def _rates(job: JobProblem, fleet: Sequence[Asked], point: CurvePoint) -> Mapping[str, float]:
+    """Every device's under-training rate: as the curve has it, else asked of the planner."""
+    known: Mapping[str, float] = getattr(point, "under_training", {})
+    if all(asked.member.name in known for asked in fleet):
+        return {asked.member.name: known[asked.member.name] for asked in fleet}
+    found = ((asked, choice_at(job, asked, point.deadline_s)) for asked in fleet)
+    return {
+        asked.member.name: 1.0 - (choice.examples / asked.prepared.wanted if choice else 0.0) for asked, choice in found
+    }
 
 
 def answer_data(

@@ -130,8 +130,8 @@ def _assumed(question: Question, labels: int) -> list[str]:
         said.append(CAVEAT)
     if any(member.profile.link is None for member in question.members):
         said.append(
-            f"links: {UNMEASURED_UPLINK_BPS / 1e6:g} Mbit/s up and {UNMEASURED_DOWNLINK_BPS / 1e6:g} down where none was "
-            "measured; --uplink and --downlink say otherwise"
+            f"links: {UNMEASURED_UPLINK_BPS / 1e6:g} Mbit/s up and {UNMEASURED_DOWNLINK_BPS / 1e6:g} down where none "
+            "was measured; --uplink and --downlink say otherwise"
         )
     said.append(
         f"data: {data.examples} training examples a device, {data.held_out} held out, {data.tokens:g} tokens each; "

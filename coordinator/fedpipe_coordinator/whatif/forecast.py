@@ -4,7 +4,8 @@ Frozen values and pure functions. The plans are the planner's own; nothing here 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from fedpipe_coordinator.whatif.devices import FleetMember
 from fedpipe_profiles.catalog.device_catalogue import catalogue_names, catalogued_device
@@ -19,7 +20,7 @@ from fedpipe_profiles.costs.step import StepConfig, device_kind
 from fedpipe_profiles.costs.timing import DEFAULT_TIMING, load_s, transfer_s
 from fedpipe_profiles.device import Bits, DeviceProfile
 from fedpipe_profiles.plan import Bound, NoPlan, Plan
-from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline, progress
+from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline
 from fedpipe_profiles.planning.options import (
     FIDELITY,
     UNMEASURED_DOWNLINK_BPS,
@@ -139,12 +140,21 @@ def deadline_of(
     job: JobProblem, fleet: Sequence[Asked], given_s: float | None
 ) -> tuple[float, float, tuple[CurvePoint, ...]]:
     """The deadline, given or chosen; the fleet's progress at it, by the planner's quick method; the curve."""
-    members = [Member(asked.prepared, asked.member.count) for asked in fleet]
     if given_s is not None:
-        reached = progress(job.increments, members, given_s)
+        found = [(asked.weight, choice_at(job, asked, given_s)) for asked in fleet]
+        total = sum(weight for weight, _ in found)
+        reached = sum(weight * choice.objective for weight, choice in found if choice) / total
         return given_s, reached, (CurvePoint(given_s, reached),)
-    chosen, curve = choose_deadline(job.increments, members)
+    chosen, curve = choose_deadline(job.increments, [_alike(asked) for asked in fleet])
     return chosen, next((p.progress for p in curve if p.deadline_s == chosen), 0.0), curve
+
+
+def _alike(asked: Asked) -> Member:
+    """All devices that are like this one."""
+    count = asked.member.count
+    named = "names" in {field.name for field in fields(Member)}
+    alike: Any = (asked.member.name,) * count if named else count
+    return Member(asked.prepared, alike)
 
 
 def choice_at(job: JobProblem, asked: Asked, deadline_s: float) -> Choice | None:

@@ -21,6 +21,7 @@ from fedpipe_profiles.architectures.errors import ArchitectureError
 from fedpipe_profiles.architectures.shape import shape_of
 from fedpipe_profiles.catalog.device_catalogue import CAVEAT
 from fedpipe_profiles.model import ModelShape
+from fedpipe_profiles.plain_text import plain
 from fedpipe_profiles.planning.options import UNMEASURED_DOWNLINK_BPS, UNMEASURED_UPLINK_BPS
 from fedpipe_profiles.planning.problem import JobProblem
 from fedpipe_profiles.values import MAX_COUNT
@@ -104,7 +105,7 @@ def _shape(job: Job, config: Config, labels: int) -> ModelShape:
     try:
         return shape_of(config, task=job.job.task, num_labels=labels)
     except ArchitectureError as error:
-        raise ModelConfigError(f"job.model is {job.job.model[:200]!r}: {error}") from None
+        raise ModelConfigError(f"job.model is {plain(job.job.model, 200)!r}: {error}") from None
 
 
 def label_count(job: Job, config: Config) -> int:
@@ -161,10 +162,10 @@ def _what_memory_would_do(answered: Mapping[str, Any]) -> str:
     most = max(device["lent_bytes"] for device in devices)
     gib = 1 << 30
     fitting = [f"{name} ({', '.join(map(str, bits))} bits)" for name, bits in answered["would_fit"].items()]
-    which = (
-        f"Of the catalogue, {'; '.join(fitting)} would hold it" if fitting else "No device of the catalogue holds it"
-    )
+    which = "No device of the catalogue holds it"
+    if fitting:
+        which = f"Of the catalogue, {'; '.join(fitting)} would hold it"
     return (
-        f"no device holds {answered['model'][:100]}: the smallest plan needs {least / gib:.1f} GiB and the largest device "
-        f"lends {most / gib:.1f} GiB. {which}; or take a smaller model, or lower train.sequence_length"
+        f"no device holds {plain(answered['model'], 100)}: the smallest plan needs {least / gib:.1f} GiB and the "
+        f"largest device lends {most / gib:.1f} GiB. {which}; or take a smaller model, or lower train.sequence_length"
     )

@@ -60,8 +60,8 @@ def recorded_curves(path: Path, shape: ModelShape) -> dict[str, tuple[float, ...
     differing = sorted(known ^ curves.keys())
     if differing:
         raise CurvesError(
-            f"the contributions of {named(path)} are of another model: {len(differing)} of {len(known)} weights differ, "
-            f"the first is {plain(differing[0], 100)!r}; leave --contributions out to assume curves"
+            f"the contributions of {named(path)} are of another model: {len(differing)} of {len(known)} weights "
+            f"differ, the first is {plain(differing[0], 100)!r}; leave --contributions out to assume curves"
         )
     return curves
 

@@ -205,8 +205,8 @@ def _device(job: JobProblem, asked: Asked, told: Plan | NoPlan) -> DeviceForecas
     if isinstance(told, NoPlan):
         _, needed = smallest_need(job, profile)
         reason = told.reason
-        if told.bound == "time":
-            reason = f"{reason}; loading the base takes {load_s(job.shape, DEFAULT_TIMING):.0f} s of it"
+        if told.bound == "time" and "loading" not in reason:
+            reason = f"{reason}; loading the base takes {load_s(job.shape, DEFAULT_TIMING):.1f} s of it"
         return DeviceForecast(
             member=asked.member,
             plan=None,

@@ -7,10 +7,10 @@ and every name in it is escaped.
 import math
 import os
 import tempfile
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from fedpipe_coordinator.whatif.errors import PlotError
 from fedpipe_coordinator.whatif.small_files import named
@@ -46,15 +46,15 @@ Place = Callable[[float], float]
 
 def plot_svg(answer: Mapping[str, Any]) -> str:
     """The picture of an answer (see `answer.py`) as the text of an SVG file."""
-    root = ElementTree.Element(
+    root = ET.Element(
         "svg",
         {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img"},
         width=str(WIDTH),
         height=str(HEIGHT),
     )
-    ElementTree.SubElement(root, "title").text = f"Deadline and progress of {plain(answer['job'], 100)}"
-    ElementTree.SubElement(root, "style").text = _STYLE
-    ElementTree.SubElement(root, "rect", {"class": "paper"}, width=str(WIDTH), height=str(HEIGHT))
+    ET.SubElement(root, "title").text = f"Deadline and progress of {plain(answer['job'], 100)}"
+    ET.SubElement(root, "style").text = _STYLE
+    ET.SubElement(root, "rect", {"class": "paper"}, width=str(WIDTH), height=str(HEIGHT))
     title = f"{plain(answer['job'], 60)}: {plain(answer['model'], 60)}"
     _text(root, _LEFT, 30, title, "title")
     curve = answer["curve"]
@@ -97,9 +97,9 @@ def _umask() -> int:
     return mask
 
 
-def _written(root: ElementTree.Element) -> str:
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+def _written(root: ET.Element) -> str:
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
 def _subtitle(answer: Mapping[str, Any]) -> str:
@@ -118,7 +118,7 @@ def _scale(values: Sequence[float], low: float, high: float) -> Place:
     return lambda value: low + (math.log(value) - least) / (most - least) * (high - low)
 
 
-def _progress_panel(root: ElementTree.Element, curve: Sequence[Mapping[str, Any]], x: Place) -> None:
+def _progress_panel(root: ET.Element, curve: Sequence[Mapping[str, Any]], x: Place) -> None:
     y = _per_hour(curve)
     most = max(point["progress_per_hour"] for point in curve)
     _axes(root, _TOP, _MIDDLE, [(y(value), _short(value)) for value in _steps(most or 1.0)])
@@ -147,7 +147,7 @@ def _share_place(share: float) -> float:
     return _MIDDLE - share * (_MIDDLE - _TOP)
 
 
-def _rates_panel(root: ElementTree.Element, answer: Mapping[str, Any], x: Place) -> None:
+def _rates_panel(root: ET.Element, answer: Mapping[str, Any], x: Place) -> None:
     curve = answer["curve"]
 
     def y(value: float) -> float:
@@ -176,27 +176,25 @@ def _key_step(count: int) -> float:
     return min(_KEY_STEP, (HEIGHT - 24 - _LOWER) / max(1, count))
 
 
-def _chosen(root: ElementTree.Element, answer: Mapping[str, Any], x: Place) -> None:
+def _chosen(root: ET.Element, answer: Mapping[str, Any], x: Place) -> None:
     curve, deadline = answer["curve"], answer["deadline_s"]
     at = x(deadline)
     point = min(curve, key=lambda each: abs(each["deadline_s"] - deadline))
     height = _per_hour(curve)(point["progress_per_hour"])
     for top, bottom in ((_TOP, _MIDDLE), (_LOWER, _BOTTOM)):
-        ElementTree.SubElement(root, "line", {"class": "chosen"}, x1=_px(at), x2=_px(at), y1=_px(top), y2=_px(bottom))
-    ElementTree.SubElement(root, "circle", {"class": "mark"}, cx=_px(at), cy=_px(height), r="5")
+        ET.SubElement(root, "line", {"class": "chosen"}, x1=_px(at), x2=_px(at), y1=_px(top), y2=_px(bottom))
+    ET.SubElement(root, "circle", {"class": "mark"}, cx=_px(at), cy=_px(height), r="5")
     anchor = "start" if at < (_LEFT + _RIGHT) / 2 else "end"
     word = "chosen" if answer["deadline_chosen"] else "given"
     _text(root, at + (8 if anchor == "start" else -8), _MIDDLE - 8, f"{word}: {_short(deadline)} s", "word", anchor)
 
 
-def _axes(root: ElementTree.Element, top: float, bottom: float, ticks: Sequence[tuple[float, str]]) -> None:
+def _axes(root: ET.Element, top: float, bottom: float, ticks: Sequence[tuple[float, str]]) -> None:
     for height, word in ticks:
-        ElementTree.SubElement(
-            root, "line", {"class": "grid"}, x1=_px(_LEFT), x2=_px(_RIGHT), y1=_px(height), y2=_px(height)
-        )
+        ET.SubElement(root, "line", {"class": "grid"}, x1=_px(_LEFT), x2=_px(_RIGHT), y1=_px(height), y2=_px(height))
         _text(root, _LEFT - 8, height + 4, word, "quiet", "end")
     for x1, y1, x2, y2 in ((_LEFT, top, _LEFT, bottom), (_LEFT, bottom, _RIGHT, bottom)):
-        ElementTree.SubElement(root, "line", {"class": "axis"}, x1=_px(x1), y1=_px(y1), x2=_px(x2), y2=_px(y2))
+        ET.SubElement(root, "line", {"class": "axis"}, x1=_px(x1), y1=_px(y1), x2=_px(x2), y2=_px(y2))
 
 
 def _look(index: int) -> dict[str, str]:
@@ -205,17 +203,17 @@ def _look(index: int) -> dict[str, str]:
     return {"class": "line", "stroke": f"hsl({hue} 65% 50%)"} | ({"stroke-dasharray": dash} if dash else {})
 
 
-def _line(root: ElementTree.Element, points: Sequence[tuple[float, float]], attributes: dict[str, str]) -> None:
+def _line(root: ET.Element, points: Sequence[tuple[float, float]], attributes: dict[str, str]) -> None:
     if len(points) == 1:
         (x, y) = points[0]
         points = [(x - 4, y), (x + 4, y)]
     places = " ".join(f"{_px(x)},{_px(y)}" for x, y in points)
-    ElementTree.SubElement(root, "polyline", attributes | {"points": places})
+    ET.SubElement(root, "polyline", attributes | {"points": places})
 
 
-def _text(root: ElementTree.Element, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
+def _text(root: ET.Element, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
     attributes = {"x": _px(x), "y": _px(y), "text-anchor": anchor} | ({"class": kind} if kind else {})
-    ElementTree.SubElement(root, "text", attributes).text = words
+    ET.SubElement(root, "text", attributes).text = words
 
 
 def _ticks(values: Sequence[float]) -> list[float]:

@@ -26,8 +26,8 @@ _COLUMNS = (
     ("examples", "right"),
     ("memory of lent", "right"),
     ("round", "right"),
-    ("down + compute + up", "right"),
-    ("bytes down / up", "right"),
+    ("s down + compute + up", "right"),
+    ("MiB down / up", "right"),
     ("bound", "left"),
 )
 
@@ -99,8 +99,8 @@ def _row(device: Mapping[str, Any]) -> tuple[str, ...]:
         f"{device['examples']}/{device['wanted_examples']}",
         memory,
         _seconds(device["round_s"]),
-        " + ".join(f"{_seconds(part)}" for part in parts),
-        f"{_bytes(device['down_bytes'])} / {_bytes(device['up_bytes'])}",
+        " + ".join(f"{part:.1f}" if part < 10 else f"{part:.0f}" for part in parts),  # noqa: PLR2004  # a decimal tells
+        f"{device['down_bytes'] / MIB:.1f} / {device['up_bytes'] / MIB:.1f}",
         device["bound"],
     )
 

@@ -151,8 +151,7 @@ def _read(text: str) -> FleetMember:
 def _counted(text: str, spec: str, exists: Callable[[str], bool]) -> tuple[str, int]:
     """What is named, and how many of it. What exists under the whole text is that, and one."""
     head, x, tail = spec.rpartition("x")
-    number = tail.removeprefix("-").replace("*", "").replace("_", "")
-    if not x or exists(spec) or not (exists(head) or (number.isdigit() and "/" not in tail)):
+    if not x or exists(spec) or not exists(head):
         return spec, 1
     if not (tail.isascii() and tail.isdigit() and len(tail) <= _MOST_DIGITS and 1 <= int(tail) <= MAX_ALIKE):
         raise DeviceError(

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
+from planning_fleet import profile as processor
 
 from fedpipe_profiles.catalog.device_catalogue import catalogued_device
 from fedpipe_profiles.device import MIB, DeviceProfile
 from fedpipe_profiles.device_checks import profile_problems
-from planning_fleet import profile as processor
 
 
 def changed(part: str, **figures: Any) -> DeviceProfile:

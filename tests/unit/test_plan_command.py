@@ -132,9 +132,7 @@ def test_more_of_a_resource_is_never_worth_less_and_the_one_that_binds_is_worth_
     assert fleet["after"]["progress"] > 1.2 * fleet["before"]["progress"]
 
 
-def test_what_a_change_promises_is_what_a_plan_of_the_changed_device_gives(
-    plan: Plan, small: Path, tmp_path: Path
-) -> None:
+def test_what_a_change_promises_is_what_a_plan_of_the_changed_device_gives(plan: Plan, small: Path) -> None:
     fixed = ("--deadline", "20")
     changes = answer(plan, small, "--device", "catalog:laptop", "--uplink", "0.05", "--downlink", "50", *fixed)[
         "what_if"
@@ -394,7 +392,7 @@ def test_a_model_that_is_nowhere_says_how_to_give_its_configuration(plan: Plan, 
     assert "--config" in err
 
 
-def test_a_ladder_beyond_the_weights_and_bits_that_the_device_has_not_are_no_trouble(plan: Plan, small: Path) -> None:
+def test_a_ladder_beyond_the_weights_is_no_trouble(plan: Plan, small: Path) -> None:
     ladder = ("-s", "adapter.global_rank=4096", "-s", "adapter.rank_ladder=[4096]")
     code, _, err = plan(small, "--device", "catalog:l4", *ladder)
     assert code in (0, ExitCode.NOTHING_FITS), err
@@ -403,7 +401,7 @@ def test_a_ladder_beyond_the_weights_and_bits_that_the_device_has_not_are_no_tro
 # --- quick, and without the training stack ----------------------------------------------------------------------
 
 
-def test_no_library_of_tensors_is_imported(small: Path, tmp_path: Path) -> None:
+def test_no_library_of_tensors_is_imported(small: Path) -> None:
     script = (
         "import sys\n"
         f"sys.argv = ['fedpipe', 'plan', {str(small)!r}, '--device', 'catalog:l4', '--format', 'json']\n"
@@ -417,3 +415,11 @@ def test_no_library_of_tensors_is_imported(small: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_every_key_of_the_answer_is_documented(plan: Plan, small: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "plan.md").read_text()
+    found = answer(plan, small, "--device", "catalog:t4", "--device", "catalog:laptop", "--deadline", "20")
+    parts = [found, *found["devices"], *found["what_if"], *found["curve"]]
+    parts += [each["after"] for each in found["what_if"] if each["after"]]
+    assert {key for part in parts for key in part if f"`{key}`" not in page} == set()

@@ -8,7 +8,9 @@ from fedpipe_coordinator.home_lock import AlreadyRunningError, HomeError
 from fedpipe_coordinator.records.run_folder import RecordError
 from fedpipe_coordinator.security.owned_files import LockBusyError, OwnedFileError
 from fedpipe_coordinator.store import StoreError
+from fedpipe_coordinator.whatif.errors import CurvesError, DeviceError, FigureError, ModelConfigError, PlotError
 from fedpipe_data.errors import DataError
+from fedpipe_profiles.planning.problem import PlanningError
 from fedpipe_profiles.settings_file import SettingsError
 from fedpipe_wire.blob_bits import BlobError
 from fedpipe_wire.certificates import CertificateError
@@ -44,6 +46,12 @@ _CODES: tuple[tuple[type[Exception], ExitCode], ...] = (
     (OwnedFileError, ExitCode.CREDENTIALS_UNUSABLE),
     (CertificateError, ExitCode.CREDENTIALS_UNUSABLE),
     (EnrolmentError, ExitCode.ENROLMENT_REFUSED),
+    (FigureError, ExitCode.USAGE),
+    (DeviceError, ExitCode.INPUT_UNUSABLE),
+    (ModelConfigError, ExitCode.MODEL_UNUSABLE),
+    (CurvesError, ExitCode.INPUT_UNUSABLE),
+    (PlotError, ExitCode.OUTPUT_UNWRITABLE),
+    (PlanningError, ExitCode.BAD_SETTINGS),
     (DataError, ExitCode.DATA_UNUSABLE),
     # What no layer above foresaw of this machine's files; its text names the file.
     (OSError, ExitCode.STORE_UNUSABLE),

@@ -10,6 +10,7 @@ from fedpipe_coordinator.registry import LetIn, Registry, Turned
 from fedpipe_coordinator.runs.run_events import AgentOffline, AgentOnline, Heard, Report
 from fedpipe_coordinator.store import Store
 from fedpipe_coordinator.watchers import Watchers
+from fedpipe_profiles.device_checks import profile_problems
 from fedpipe_wire.agent_messages import BlobMissing, Presence, Profile, Progress, Trained
 from fedpipe_wire.coordinator_messages import Ack, EndTask, TurnedAway, Welcome
 
@@ -80,6 +81,10 @@ class Reception:
     def _profile(self, agent: str, message: Profile) -> AgentOnline | None:
         if message.profile.agent != agent:
             self._exchange.refuse("wrong-sender", f"a profile of {message.profile.agent!r}", agent)
+            return None
+        problems = profile_problems(message.profile)
+        if problems:
+            self._exchange.refuse("contradiction", f"its profile cannot be true: {'; '.join(problems)[:500]}", agent)
             return None
         # What the registry has is stored; an agent that says it without end must not keep the disk busy.
         if self._registry.profiles().get(agent) != message.profile:

@@ -15,6 +15,7 @@ from fedpipe_coordinator.aggregation.aggregate import UpdateFile
 from fedpipe_coordinator.aggregation.closing_gate import beyond_bound
 from fedpipe_coordinator.aggregation.components import draw_components
 from fedpipe_coordinator.aggregation.soundness import check_adapter, damage
+from fedpipe_coordinator.job_problem import job_problem
 from fedpipe_coordinator.merging import Merger, WorkError
 from fedpipe_coordinator.peft_format import write_peft_adapter
 from fedpipe_coordinator.records.run_folder import RunFolder
@@ -32,7 +33,6 @@ from fedpipe_coordinator.runs.run_events import (
 )
 from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_profiles.device import DeviceProfile
-from fedpipe_profiles.planning.problem import JobProblem
 from fedpipe_wire.blob_files import BlobStore
 
 
@@ -44,21 +44,8 @@ def make_plans(
         raise WorkError(f"run {state.run} has no model shape: no agent was surveyed")
     job = state.job
     adapter = check_adapter(state, blobs, folder) if state.adapter else first_adapter(state, blobs, folder)
-    problem = JobProblem(
-        shape=state.shape,
-        curves=state.curves,
-        rank_ladder=job.adapter.rank_ladder,
-        batch_sizes=job.train.batch_sizes,
-        global_rank=job.adapter.global_rank,
-        sequence_length=job.train.sequence_length,
-        task=job.job.task,
-        num_labels=len(state.labels),
-        examples_per_round=job.train.examples_per_round,
-        evaluation_examples=job.data.evaluation_examples,
-        learning_rate=job.train.learning_rate,
-        scale=job.adapter.scale,
-        seed=training_seed(job.job.seed, action.round),
-        least_share=job.rounds.least_share,
+    problem = job_problem(
+        job, state.shape, state.curves, num_labels=len(state.labels), seed=training_seed(job.job.seed, action.round)
     )
     members = {name: state.members[name] for name in action.agents}
     deadline = job.rounds.deadline_s

@@ -20,7 +20,7 @@ LINES_IN_ALL = 60
 MINUTE_S = 60.0
 _TOPIC_CHARS, _REASON_CHARS = 200, 500
 
-Fault = SealFault | Literal["wrong-topic", "oversize", "wrong-sender", "stale", "flood"]
+Fault = SealFault | Literal["wrong-topic", "oversize", "wrong-sender", "contradiction", "stale", "flood"]
 
 
 class Refusals:

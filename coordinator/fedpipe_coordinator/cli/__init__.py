@@ -16,6 +16,7 @@ from fedpipe_coordinator.cli import (
     enroll,
     export,
     init,
+    plan,
     renew,
     revoke,
     run,
@@ -41,6 +42,7 @@ app.command("renew")(renew.renew)
 app.command("doctor")(doctor.doctor)
 app.command("up")(up.up)
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("status")(status.status)
 app.command("agents")(agents.agents)
 app.command("stop")(stop.stop)

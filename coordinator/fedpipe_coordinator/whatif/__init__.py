@@ -1,0 +1,1 @@
+"""`fedpipe plan`: what would each device get, and why; from figures alone, with no agent and no broker."""

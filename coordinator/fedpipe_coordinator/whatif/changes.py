@@ -1,0 +1,134 @@
+"""What would one more GiB, 10 more Mbit/s or twice the speed buy: asked of the planner again, never extrapolated.
+
+A device is asked again at the fleet's deadline; the fleet with a deadline chosen anew, where the first one was chosen.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from fedpipe_coordinator.whatif.forecast import Asked, DataGuess, Forecast, ask_one, choice_at, deadline_of
+from fedpipe_profiles.device import DeviceProfile, Link
+from fedpipe_profiles.planning.options import (
+    UNMEASURED_DOWNLINK_BPS,
+    UNMEASURED_LATENCY_S,
+    UNMEASURED_UPLINK_BPS,
+)
+from fedpipe_profiles.planning.problem import JobProblem
+from fedpipe_profiles.planning.search import Choice
+
+GIB = 1 << 30
+MORE_BPS = 10e6
+_WORTH_TELLING = 0.005
+Change = Callable[[DeviceProfile], DeviceProfile]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a device, or the fleet, reaches: progress of a round, its seconds, and the bits of the base."""
+
+    progress: float
+    round_s: float
+    bits: int | None = None
+
+    @property
+    def per_hour(self) -> float:
+        """Progress in an hour of such rounds, for a fleet."""
+        return 3600 * self.progress / self.round_s
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """One change and what it buys. `device` is None for the whole fleet, of which `round_s` is the deadline."""
+
+    change: str
+    device: str | None
+    before: Outcome | None
+    after: Outcome | None
+
+    @property
+    def worth_telling(self) -> bool:
+        """Whether anything moves by half a percent or more."""
+        if self.before is None or self.after is None:
+            return self.before is not self.after
+        return any(
+            abs(new - old) > _WORTH_TELLING * max(old, new)
+            for old, new in (
+                (self.before.progress, self.after.progress),
+                (self.before.round_s, self.after.round_s),
+            )
+        )
+
+
+def more_memory(profile: DeviceProfile) -> DeviceProfile:
+    """1 GiB more, free and lent; of both figures where the accelerator shares the host's memory."""
+    gpu, host = profile.accelerator, profile.host
+    larger = {"total_bytes": host.total_bytes + GIB, "free_bytes": host.free_bytes + GIB}
+    changes: dict[str, object] = {}
+    if gpu is None or gpu.unified_memory:
+        changes["host"] = host.model_copy(update=larger)
+    if gpu is not None:
+        own = {"total_bytes": gpu.total_bytes + GIB, "free_bytes": gpu.free_bytes + GIB}
+        changes["accelerator"] = gpu.model_copy(update=own)
+    lent = profile.limits.memory_bytes
+    if lent is not None:
+        changes["limits"] = profile.limits.model_copy(update={"memory_bytes": lent + GIB})
+    return profile.model_copy(update=changes)
+
+
+def faster_link(profile: DeviceProfile) -> DeviceProfile:
+    """10 Mbit/s more in both directions, and as much more lent."""
+    link = profile.link or Link(
+        uplink_bps=UNMEASURED_UPLINK_BPS,
+        downlink_bps=UNMEASURED_DOWNLINK_BPS,
+        latency_s=UNMEASURED_LATENCY_S,
+        measured_bytes=0,
+        uplink_source="theoretical",
+        downlink_source="theoretical",
+    )
+    faster = {"uplink_bps": link.uplink_bps + MORE_BPS, "downlink_bps": link.downlink_bps + MORE_BPS}
+    lent = profile.limits.uplink_bps
+    limits = profile.limits if lent is None else profile.limits.model_copy(update={"uplink_bps": lent + MORE_BPS})
+    return profile.model_copy(update={"link": link.model_copy(update=faster), "limits": limits})
+
+
+def twice_as_fast(profile: DeviceProfile) -> DeviceProfile:
+    """Twice the products and twice the bytes per second."""
+    matmul = tuple(rate.model_copy(update={"flops_per_s": 2 * rate.flops_per_s}) for rate in profile.matmul)
+    bandwidth = profile.bandwidth.model_copy(update={"bytes_per_s": 2 * profile.bandwidth.bytes_per_s})
+    return profile.model_copy(update={"matmul": matmul, "bandwidth": bandwidth})
+
+
+CHANGES: dict[str, Change] = {"+1 GiB": more_memory, "+10 Mbit/s": faster_link, "2x compute": twice_as_fast}
+
+
+def what_ifs(job: JobProblem, fleet: Sequence[Asked], forecast: Forecast, data: DataGuess) -> tuple[WhatIf, ...]:
+    """Every change, first for the fleet, then for each device where it is worth telling.
+
+    Before and after are both by the planner's quick method, so that they differ by the change alone.
+    """
+    deadline_s = forecast.deadline_s
+    given = None if forecast.chosen else deadline_s
+    before = _fleet(job, fleet, given)
+    alone = {asked.member.name: _outcome(choice_at(job, asked, deadline_s)) for asked in fleet}
+    found: list[WhatIf] = []
+    for name, change in CHANGES.items():
+        changed = [ask_one(job, replace(asked.member, profile=change(asked.member.profile)), data) for asked in fleet]
+        found.append(WhatIf(name, None, before, _fleet(job, changed, given)))
+        each = (
+            WhatIf(name, asked.member.name, alone[asked.member.name], _outcome(choice_at(job, asked, deadline_s)))
+            for asked in changed
+        )
+        found.extend(told for told in each if told.worth_telling)
+    return tuple(found)
+
+
+def _fleet(job: JobProblem, fleet: Sequence[Asked], given_s: float | None) -> Outcome:
+    deadline_s, reached, _ = deadline_of(job, fleet, given_s)
+    return Outcome(reached, deadline_s)
+
+
+def _outcome(choice: Choice | None) -> Outcome | None:
+    if choice is None:
+        return None
+    seconds = choice.option.round_s(choice.steps, choice.parameters)
+    return Outcome(choice.objective, seconds, choice.option.setting.bits)

@@ -1,0 +1,296 @@
+"""What a round of a fleet would be: what each device gets and why, the deadline, and what the round moves.
+
+Frozen values and pure functions. The plans are the planner's own; nothing here decides what a device does.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedpipe_coordinator.whatif.devices import FleetMember
+from fedpipe_profiles.catalog.device_catalogue import catalogue_names, catalogued_device
+from fedpipe_profiles.costs.memory import (
+    MemoryBreakdown,
+    context_bytes,
+    fit_memory,
+    predict_memory,
+    with_margin,
+)
+from fedpipe_profiles.costs.step import StepConfig, device_kind
+from fedpipe_profiles.costs.timing import DEFAULT_TIMING, load_s, transfer_s
+from fedpipe_profiles.device import Bits, DeviceProfile
+from fedpipe_profiles.plan import Bound, NoPlan, Plan
+from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline
+from fedpipe_profiles.planning.options import (
+    FIDELITY,
+    UNMEASURED_DOWNLINK_BPS,
+    UNMEASURED_LATENCY_S,
+    Prepared,
+    prepare,
+)
+from fedpipe_profiles.planning.planner import plan_round
+from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
+from fedpipe_profiles.planning.search import Choice, best_choice
+
+
+@dataclass(frozen=True, slots=True)
+class DataGuess:
+    """What is thought of every device's data: examples to train on and held out, and padded tokens per example."""
+
+    examples: int
+    held_out: int
+    tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A device of the fleet with its problem, as the planner takes it, and prepared for any deadline."""
+
+    member: FleetMember
+    problem: DeviceProblem
+    prepared: Prepared
+
+    @property
+    def weight(self) -> float:
+        """Its weight in the fleet's progress: the examples that a round can have of all that are like it."""
+        return float(self.member.count * self.prepared.wanted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceForecast:
+    """What one device would do in a round. `plan` is None for one that can carry nothing; `reason` then says why.
+
+    `progress` is the share of the best possible round that it does, `needed_bytes` what its process must be lent,
+    margin and context included; for one without a plan, what the smallest plan needs.
+    """
+
+    member: FleetMember
+    plan: Plan | None
+    bound: Bound
+    reason: str
+    lent_bytes: int
+    needed_bytes: int
+    context_bytes: int
+    memory: MemoryBreakdown | None
+    wanted: int
+    progress: float
+
+    @property
+    def under_training(self) -> float:
+        """The share of the wanted examples that is not trained."""
+        return 1.0 - (self.plan.examples / self.wanted if self.plan else 0.0)
+
+    @property
+    def transfers_s(self) -> tuple[float, float]:
+        """Seconds of the download and of the upload; both 0 without a plan."""
+        if self.plan is None:
+            return 0.0, 0.0
+        link, predicted = self.member.profile.link, self.plan.predicted
+        down_bps = UNMEASURED_DOWNLINK_BPS if link is None else link.downlink_bps
+        latency_s = UNMEASURED_LATENCY_S if link is None else link.latency_s
+        both = max(0.0, predicted.round_s - predicted.compute_s)
+        down = min(both, transfer_s(predicted.down_bytes, down_bps, latency_s))
+        return down, both - down
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """A round of the whole fleet; `curve` is what the deadline was chosen from."""
+
+    deadline_s: float
+    chosen: bool
+    devices: tuple[DeviceForecast, ...]
+    progress: float
+    curve: tuple[CurvePoint, ...]
+
+    @property
+    def progress_per_hour(self) -> float:
+        """Best possible rounds' worth of progress in an hour of such rounds."""
+        return 3600 * self.progress / self.deadline_s
+
+    @property
+    def up_bytes(self) -> int:
+        """Bytes that all devices send in a round."""
+        return sum(d.member.count * d.plan.predicted.up_bytes for d in self.devices if d.plan)
+
+    @property
+    def down_bytes(self) -> int:
+        """Bytes that all devices receive in a round."""
+        return sum(d.member.count * d.plan.predicted.down_bytes for d in self.devices if d.plan)
+
+
+def ask(job: JobProblem, members: Sequence[FleetMember], data: DataGuess) -> tuple[Asked, ...]:
+    """Pose every device's problem."""
+    return tuple(ask_one(job, member, data) for member in members)
+
+
+def ask_one(job: JobProblem, member: FleetMember, data: DataGuess) -> Asked:
+    """Pose one device's problem."""
+    problem = DeviceProblem(
+        profile=member.profile,
+        measurements=(),
+        train_examples=data.examples,
+        held_out_examples=data.held_out,
+        mean_tokens=data.tokens,
+    )
+    return Asked(member, problem, prepare(job, problem))
+
+
+def deadline_of(
+    job: JobProblem, fleet: Sequence[Asked], given_s: float | None
+) -> tuple[float, float, tuple[CurvePoint, ...]]:
+    """The deadline, given or chosen; the fleet's progress at it, by the planner's quick method; the curve."""
+    if given_s is not None:
+        found = [(asked.weight, choice_at(job, asked, given_s)) for asked in fleet]
+        total = sum(weight for weight, _ in found)
+        reached = sum(weight * choice.objective for weight, choice in found if choice) / total
+        return given_s, reached, (CurvePoint(given_s, reached),)
+    chosen, curve = choose_deadline(job.increments, [_alike(asked) for asked in fleet])
+    return chosen, next((p.progress for p in curve if p.deadline_s == chosen), 0.0), curve
+
+
+def _alike(asked: Asked) -> Member:
+    """All devices that are like this one."""
+    return Member(asked.prepared, (asked.member.name,) * asked.member.count)
+
+
+def choice_at(job: JobProblem, asked: Asked, deadline_s: float) -> Choice | None:
+    """What a device would do at a deadline, by the planner's quick method."""
+    prepared = asked.prepared
+    return best_choice(job.increments, prepared, prepared.budget(deadline_s), solves=0)
+
+
+def foresee(job: JobProblem, fleet: Sequence[Asked], given_s: float | None) -> Forecast:
+    """Plan a round of the fleet, devices that are alike once.
+
+    Raises:
+        PlanningError: if the deadline is not positive.
+    """
+    deadline_s, _, curve = deadline_of(job, fleet, given_s)
+    plans = plan_round(
+        job,
+        {asked.member.name: asked.problem for asked in fleet},
+        round_=1,
+        deadline_s=deadline_s,
+        draw=_first_components,
+    )
+    devices = tuple(
+        _device(job, asked, plans.plans.get(asked.member.name) or plans.none[asked.member.name]) for asked in fleet
+    )
+    total = sum(asked.weight for asked in fleet)
+    reached = sum(asked.weight * device.progress for asked, device in zip(fleet, devices, strict=True))
+    return Forecast(
+        deadline_s=deadline_s,
+        chosen=given_s is None,
+        devices=devices,
+        progress=reached / total,
+        curve=curve,
+    )
+
+
+def _first_components(agent: str, weight: str, of: int, rank: int) -> tuple[int, ...]:
+    """Which components are trained is drawn in every round; how many is what a forecast is about."""
+    del agent, weight, of
+    return tuple(range(rank))
+
+
+def _device(job: JobProblem, asked: Asked, told: Plan | NoPlan) -> DeviceForecast:
+    profile, wanted = asked.member.profile, asked.prepared.wanted
+    context = context_bytes(profile, ())
+    lent = profile.memory_limit_bytes()
+    if isinstance(told, NoPlan):
+        _, needed = smallest_need(job, profile)
+        reason = told.reason
+        if told.bound == "time" and "loading" not in reason:
+            reason = f"{reason}; loading the base takes {load_s(job.shape, DEFAULT_TIMING):.1f} s of it"
+        return DeviceForecast(
+            member=asked.member,
+            plan=None,
+            bound=told.bound,
+            reason=reason,
+            lent_bytes=lent,
+            needed_bytes=needed,
+            context_bytes=context,
+            memory=None,
+            wanted=wanted,
+            progress=0.0,
+        )
+    return DeviceForecast(
+        member=asked.member,
+        plan=told,
+        bound=told.bound,
+        reason=told.reason,
+        lent_bytes=lent,
+        needed_bytes=round(with_margin(context, told.predicted.peak_bytes)),
+        context_bytes=context,
+        memory=_breakdown(job, profile, told),
+        wanted=wanted,
+        progress=told.examples / wanted * captured(job, told.ranks) * FIDELITY[told.bits],
+    )
+
+
+def captured(job: JobProblem, ranks: Mapping[str, int]) -> float:
+    """Share of the total contribution that these ranks hold."""
+    items = job.increments
+    reached = dict.fromkeys(items.names, 0.0)
+    total = 0.0
+    for index, added, gain in zip(items.weight, items.ranks, items.gains, strict=True):
+        name = items.names[index]
+        reached[name] += added
+        if reached[name] <= ranks.get(name, 0):
+            total += float(gain)
+    return total
+
+
+def _breakdown(job: JobProblem, profile: DeviceProfile, plan: Plan) -> MemoryBreakdown:
+    ranks = dict.fromkeys(job.curves, 0) | plan.ranks
+    config = _config(job, profile, plan.bits, plan.batch_size, ranks, checkpointing=plan.gradient_checkpointing)
+    return _predict(job, profile, config)
+
+
+def _config(
+    job: JobProblem, profile: DeviceProfile, bits: Bits, batch: int, ranks: Mapping[str, int], *, checkpointing: bool
+) -> StepConfig:
+    return StepConfig(
+        bits=bits,
+        batch_size=batch,
+        sequence_length=job.sequence_length,
+        gradient_checkpointing=checkpointing,
+        task=job.task,
+        num_labels=job.num_labels,
+        kind=device_kind(profile),
+        ranks=ranks,
+        global_rank=job.global_rank,
+    )
+
+
+def _predict(job: JobProblem, profile: DeviceProfile, config: StepConfig) -> MemoryBreakdown:
+    fitted = fit_memory(job.shape, (), kind=device_kind(profile), task=job.task, num_labels=job.num_labels)
+    return predict_memory(job.shape, config, fitted.coefficients(config.bits))
+
+
+def need_bytes(job: JobProblem, profile: DeviceProfile, bits: Bits) -> int:
+    """What a process of the device must be lent for the smallest plan at these bits, margin and context included."""
+    widths = {weight.name: weight.d_in + weight.d_out for weight in job.shape.weights}
+    first = min(job.curves, key=lambda name: widths[name])
+    ranks = dict.fromkeys(job.curves, 0) | {first: min(job.rank_ladder)}
+    config = _config(job, profile, bits, min(job.batch_sizes), ranks, checkpointing=True)
+    return round(with_margin(context_bytes(profile, ()), _predict(job, profile, config).total_bytes))
+
+
+def smallest_need(job: JobProblem, profile: DeviceProfile) -> tuple[Bits, int]:
+    """The bits at which the device needs least, and how many bytes that is."""
+    needs = {bits: need_bytes(job, profile, bits) for bits in profile.supported_bits}
+    bits = min(needs, key=lambda each: needs[each])
+    return bits, needs[bits]
+
+
+def what_would_fit(job: JobProblem) -> dict[str, tuple[Bits, ...]]:
+    """The devices of the catalogue that hold the base, each with the bits at which they do."""
+    found = {}
+    for name in catalogue_names():
+        profile = catalogued_device(name).profile(name)
+        lent = profile.memory_limit_bytes()
+        bits = tuple(each for each in profile.supported_bits if need_bytes(job, profile, each) <= lent)
+        if bits:
+            found[name] = bits
+    return found

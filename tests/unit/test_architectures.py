@@ -111,6 +111,34 @@ def test_switches_of_a_family_are_counted_as_they_are_built(name: str, changes: 
         assert_counted_as_built(small(name, **changes), task)
 
 
+STRAYS = {
+    "embedding_size": 8,
+    "ffn_dim": 7,
+    "n_inner": 9,
+    "intermediate_size": 11,
+    "head_dim": 24,
+    "num_key_value_heads": 1,
+    "hidden_act": "relu",
+    "activation": "silu",
+    "rotary_pct": 0.5,
+    "type_vocab_size": 5,
+    "n_positions": 3,
+    "hidden_dropout": 0.3,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keys_of_other_families_are_read_or_ignored_as_transformers_does(name: str) -> None:
+    assert_counted_as_built(STRAYS | small(name), _task(name))
+
+
+def test_a_stray_key_is_no_contradiction() -> None:
+    config = small("gemma2") | {"hidden_act": "gelu"}
+    block = counted(config, "causal-lm").block
+    assert block is not None
+    assert block.activation == "gelu_pytorch_tanh"
+
+
 @pytest.mark.parametrize(("name", "task"), CASES)
 def test_what_a_configuration_leaves_out_is_as_in_transformers(name: str, task: Task) -> None:
     assert counted({"model_type": name}, task) == counted(real_config({"model_type": name}).to_dict(), task)

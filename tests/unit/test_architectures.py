@@ -19,6 +19,7 @@ from architecture_cases import (
 from tiny_models import Kind, make_tiny_model
 from trainer_support import LABELS as LABEL_NAMES
 
+from fedpipe_agent.train.errors import ModelError
 from fedpipe_agent.train.shape import AUTO_CLASSES, Task, read_shape, skeleton
 from fedpipe_profiles.architectures.families import FAMILIES
 from fedpipe_profiles.catalog.model_catalogue import catalogued_model
@@ -249,6 +250,14 @@ def test_an_agent_says_nothing_of_a_layer_that_is_not_known(tmp_path: Path) -> N
     shape = read_shape(tmp_path, "causal-lm", ())
     assert shape.model_type == "olmo"
     assert shape.block is None
+
+
+@pytest.mark.parametrize("kind", [transformers.MixtralConfig, transformers.Qwen3MoeConfig, transformers.GptOssConfig])
+def test_an_agent_refuses_a_mixture_of_experts(tmp_path: Path, kind: Any) -> None:
+    make_tiny_model(tmp_path, "llama")
+    kind(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="mixture of experts"):
+        read_shape(tmp_path, "causal-lm", ())
 
 
 def _task(name: str) -> Task:

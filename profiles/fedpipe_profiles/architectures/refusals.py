@@ -49,11 +49,7 @@ def refuse_unsupported(config: Mapping[str, object]) -> None:
     if not isinstance(config, Mapping):
         raise ArchitectureError(f"a configuration is a group of keys and values, got a {type(config).__name__}")
     name = _model_type(config)
-    if name in _EXPERT_TYPES or any(_many(config.get(key)) for key in _EXPERT_KEYS):
-        raise ArchitectureError(
-            f"{quoted(name)} is a mixture of experts: which expert a token takes is not known before it is trained, so "
-            f"no plan can be made. Use a dense model: {known_types()}"
-        )
+    refuse_experts(config)
     if name in _PAIRED_TYPES or config.get("is_encoder_decoder") is True:
         raise ArchitectureError(
             f"{quoted(name)} has an encoder and a decoder, which neither task trains. Use one of: {known_types()}"
@@ -71,6 +67,20 @@ def refuse_unsupported(config: Mapping[str, object]) -> None:
         raise ArchitectureError(
             f"{quoted(name)} wraps a text model together with others: give a model of text alone, one of: "
             f"{known_types()}"
+        )
+
+
+def refuse_experts(config: Mapping[str, object]) -> None:
+    """Refuse a mixture of experts, of any model type.
+
+    Raises:
+        ArchitectureError: if it is one.
+    """
+    name = config.get("model_type")
+    if (isinstance(name, str) and name in _EXPERT_TYPES) or any(_many(config.get(key)) for key in _EXPERT_KEYS):
+        raise ArchitectureError(
+            f"{quoted(name)} is a mixture of experts: which expert a token takes is not known before it is trained, so "
+            f"no plan can be made. Use a dense model: {known_types()}"
         )
 
 

@@ -20,9 +20,9 @@ def _types(names: str) -> frozenset[str]:
 
 
 _EXPERT_TYPES = _types(
-    "aria_text axk1 axk2 cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots1 ernie4_5_moe "
+    "afmoe aria_text axk1 axk2 cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots1 ernie4_5_moe "
     "exaone_moe flex_olmo glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss granitemoe granitemoe_swa granitemoeshared "
-    "hunyuan_v1_moe jetmoe llama4 llama4_text longcat_flash minimax minimax_m2 mixtral olmoe phimoe qwen2_moe "
+    "hunyuan_v1_moe jetmoe llama4 llama4_text longcat_flash mimo_v2_flash minimax minimax_m2 mixtral olmoe phimoe qwen2_moe "
     "qwen3_5_moe qwen3_5_moe_text qwen3_moe solar_open switch_transformers"
 )
 _STATE_TYPES = _types(
@@ -77,7 +77,8 @@ def refuse_experts(config: Mapping[str, object]) -> None:
         ArchitectureError: if it is one.
     """
     name = config.get("model_type")
-    if (isinstance(name, str) and name in _EXPERT_TYPES) or any(_many(config.get(key)) for key in _EXPERT_KEYS):
+    many = config.get("is_moe") is not False and any(_many(config.get(key)) for key in _EXPERT_KEYS)
+    if many or (isinstance(name, str) and name in _EXPERT_TYPES):
         raise ArchitectureError(
             f"{quoted(name)} is a mixture of experts: which expert a token takes is not known before it is trained, so "
             f"no plan can be made. Use a dense model: {known_types()}"

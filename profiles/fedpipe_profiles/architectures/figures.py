@@ -15,6 +15,8 @@ MAX_HEADS = 1 << 16
 _INNER_FACTOR = 4
 """GPT-2's convention for the intermediate size where the configuration leaves it out."""
 _MOST_PROBLEMS = 8
+_LONGEST_NAME = 50
+"""As long as a block's activation may be."""
 _SHARED_KEYS = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"})
 """Keys that transformers takes by the usual name too where a family has its own; any other is ignored."""
 
@@ -121,9 +123,9 @@ class _Reader:
     def text(self, key: str) -> str:
         """A short name."""
         value = self.value(key)
-        if isinstance(value, str) and 0 < len(value) <= 50 and value.isascii() and value.isprintable():  # noqa: PLR2004 - as long as a block's
+        if isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isascii() and value.isprintable():
             return value
-        self._wrong(key, value, "a name of at most 50 characters")
+        self._wrong(key, value, f"a name of at most {_LONGEST_NAME} characters")
         return "unknown"
 
     def mapping(self, key: str) -> Mapping[Any, Any]:

@@ -22,8 +22,8 @@ def _types(names: str) -> frozenset[str]:
 _EXPERT_TYPES = _types(
     "afmoe aria_text axk1 axk2 cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots1 ernie4_5_moe "
     "exaone_moe flex_olmo glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss granitemoe granitemoe_swa granitemoeshared "
-    "hunyuan_v1_moe jetmoe llama4 llama4_text longcat_flash mimo_v2_flash minimax minimax_m2 mixtral olmoe phimoe qwen2_moe "
-    "qwen3_5_moe qwen3_5_moe_text qwen3_moe solar_open switch_transformers"
+    "hunyuan_v1_moe jetmoe llama4 llama4_text longcat_flash mimo_v2_flash minimax minimax_m2 mixtral olmoe phimoe "
+    "qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe solar_open switch_transformers"
 )
 _STATE_TYPES = _types(
     "bamba falcon_h1 falcon_mamba granitemoehybrid jamba kimi_linear lfm2 lfm2_moe mamba mamba2 nemotron_h olmo_hybrid "

@@ -48,7 +48,7 @@ def drawn(draw: st.DrawFn, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "task"), CASES)
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_drawn_models_are_counted_as_they_are_built(name: str, task: Any, data: st.DataObject) -> None:
     assert_counted_as_built(data.draw(drawn(name)), task)

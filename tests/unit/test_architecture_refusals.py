@@ -52,6 +52,10 @@ def test_experts_are_refused_in_any_family(key: str) -> None:
     assert counted(small("llama") | {key: 1}, "causal-lm") == counted(small("llama") | {key: None}, "causal-lm")
 
 
+def test_experts_that_are_switched_off_are_none() -> None:
+    assert "not known in detail" in refusal({"model_type": "doge", "is_moe": False, "num_experts": 16384})
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_recurrent_layers_are_refused(name: str) -> None:
     assert name in CONFIG_MAPPING_NAMES

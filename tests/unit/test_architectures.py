@@ -19,6 +19,7 @@ from architecture_cases import (
 from tiny_models import Kind, make_tiny_model
 from trainer_support import LABELS as LABEL_NAMES
 
+from fedpipe_agent.train.errors import ModelError
 from fedpipe_agent.train.shape import AUTO_CLASSES, Task, read_shape, skeleton
 from fedpipe_profiles.architectures.families import FAMILIES
 from fedpipe_profiles.catalog.model_catalogue import catalogued_model
@@ -109,6 +110,34 @@ def test_odd_members_of_a_family_are_counted_as_they_are_built(config: dict[str,
 def test_switches_of_a_family_are_counted_as_they_are_built(name: str, changes: dict[str, object]) -> None:
     for task in FAMILIES[name].tasks:
         assert_counted_as_built(small(name, **changes), task)
+
+
+STRAYS = {
+    "embedding_size": 8,
+    "ffn_dim": 7,
+    "n_inner": 9,
+    "intermediate_size": 11,
+    "head_dim": 24,
+    "num_key_value_heads": 1,
+    "hidden_act": "relu",
+    "activation": "silu",
+    "rotary_pct": 0.5,
+    "type_vocab_size": 5,
+    "n_positions": 3,
+    "hidden_dropout": 0.3,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keys_of_other_families_are_read_or_ignored_as_transformers_does(name: str) -> None:
+    assert_counted_as_built(STRAYS | small(name), _task(name))
+
+
+def test_a_stray_key_is_no_contradiction() -> None:
+    config = small("gemma2") | {"hidden_act": "gelu"}
+    block = counted(config, "causal-lm").block
+    assert block is not None
+    assert block.activation == "gelu_pytorch_tanh"
 
 
 @pytest.mark.parametrize(("name", "task"), CASES)
@@ -221,6 +250,14 @@ def test_an_agent_says_nothing_of_a_layer_that_is_not_known(tmp_path: Path) -> N
     shape = read_shape(tmp_path, "causal-lm", ())
     assert shape.model_type == "olmo"
     assert shape.block is None
+
+
+@pytest.mark.parametrize("kind", [transformers.MixtralConfig, transformers.Qwen3MoeConfig, transformers.GptOssConfig])
+def test_an_agent_refuses_a_mixture_of_experts(tmp_path: Path, kind: Any) -> None:
+    make_tiny_model(tmp_path, "llama")
+    kind(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="mixture of experts"):
+        read_shape(tmp_path, "causal-lm", ())
 
 
 def _task(name: str) -> Task:

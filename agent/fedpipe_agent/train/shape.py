@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedpipe_agent.train.errors import ModelError
 from fedpipe_agent.train.fingerprint import fingerprint
+from fedpipe_profiles.architectures.refusals import refuse_experts
 from fedpipe_profiles.architectures.shape import ArchitectureError, shape_of
 from fedpipe_profiles.model import BlockShape, ModelShape, ParameterShape, WeightShape
 
@@ -122,9 +123,13 @@ def read_shape(folder: Path, task: Task, labels: Sequence[str], *, trusted: bool
     """Shape and fingerprint of the base in a folder; `trusted` as in `read_config`.
 
     Raises:
-        ModelError: if it cannot be read, or has no linear layer to put an adapter on.
+        ModelError: if it cannot be read, is a mixture of experts, or has no linear layer to put an adapter on.
     """
     config = read_config(folder, task, labels, trusted=trusted)
+    try:
+        refuse_experts(config.get_text_config().to_dict())
+    except ArchitectureError as error:
+        raise ModelError(f"{folder} cannot be trained: {error}") from error
     model = skeleton(config, task, trusted=trusted)
     weights = candidates(model, task)
     if not weights:

@@ -141,6 +141,7 @@ ELECTRA = replace(
         "num_attention_heads": 4,
         "intermediate_size": 1024,
     },
+    projected=True,
 )
 
 ENCODERS: tuple[Family, ...] = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)

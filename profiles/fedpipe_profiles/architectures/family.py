@@ -81,6 +81,8 @@ class Family:
     table_width: Width = "embedding"
     table_offset: int = 0
     """Rows that the first of these tables has beyond its key's value."""
+    projected: bool = False
+    """Whether embeddings may have a width of their own."""
     norms: int = 2
     norm_vectors: int = 1
     """Vectors per norm: 2 with a bias."""

@@ -15,6 +15,10 @@ MAX_HEADS = 1 << 16
 _INNER_FACTOR = 4
 """GPT-2's convention for the intermediate size where the configuration leaves it out."""
 _MOST_PROBLEMS = 8
+_LONGEST_NAME = 50
+"""As long as a block's activation may be."""
+_SHARED_KEYS = frozenset({"hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"})
+"""Keys that transformers takes by the usual name too where a family has its own; any other is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,9 @@ class _Reader:
         self.problems: list[str] = []
 
     def value(self, key: str) -> object:
-        """The configuration's value under the family's name or the usual one, else the family's default."""
+        """The configuration's value under the family's name (or a shared one), else the family's default."""
         own = self._family.keys.get(key, key)
-        names = [name for name in dict.fromkeys((own, key)) if name in self._config]
+        names = [name for name in {own: 1, key: 1} if name in self._config and (name == own or key in _SHARED_KEYS)]
         if len(names) > 1 and self._config[own] != self._config[key]:
             self.problems.append(
                 f"{own} is {quoted(self._config[own])} and {key} is {quoted(self._config[key])}: they mean the same"
@@ -119,9 +123,9 @@ class _Reader:
     def text(self, key: str) -> str:
         """A short name."""
         value = self.value(key)
-        if isinstance(value, str) and 0 < len(value) <= 50 and value.isascii() and value.isprintable():  # noqa: PLR2004 - as long as a block's
+        if isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isascii() and value.isprintable():
             return value
-        self._wrong(key, value, "a name of at most 50 characters")
+        self._wrong(key, value, f"a name of at most {_LONGEST_NAME} characters")
         return "unknown"
 
     def mapping(self, key: str) -> Mapping[Any, Any]:
@@ -166,7 +170,7 @@ def _figures(reader: _Reader, family: Family) -> Figures:
         key_value_heads=reader.size("num_key_value_heads", MAX_HEADS, heads) if family.grouped else heads,
         head_size=head_size,
         inner=reader.size("intermediate_size", MAX_WIDTH, _INNER_FACTOR * hidden),
-        embedding=reader.size("embedding_size", MAX_WIDTH, hidden),
+        embedding=reader.size("embedding_size", MAX_WIDTH, hidden) if family.projected else hidden,
         vocabulary=reader.size("vocab_size", MAX_WIDTH),
         tables=tuple(reader.size(key, MAX_WIDTH) for key in family.tables),
         rotary_size=_rotary_size(reader, family, head_size),
@@ -199,7 +203,8 @@ def _rotary_size(reader: _Reader, family: Family, head_size: int) -> int:
         return 0
     groups = (reader.mapping("rope_parameters"), reader.mapping("rope_scaling"))
     found = [group["partial_rotary_factor"] for group in groups if "partial_rotary_factor" in group]
-    found += [value for key in ("partial_rotary_factor", "rotary_pct") if (value := reader.value(key)) is not None]
+    if (value := reader.value("partial_rotary_factor")) is not None:
+        found.append(value)
     share = found[0] if found else family.rotary_share
     if isinstance(share, int | float) and not isinstance(share, bool) and 0 < share <= 1:
         return int(head_size * share)

@@ -20,10 +20,10 @@ def _types(names: str) -> frozenset[str]:
 
 
 _EXPERT_TYPES = _types(
-    "aria_text axk1 axk2 cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots1 ernie4_5_moe "
+    "afmoe aria_text axk1 axk2 cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots1 ernie4_5_moe "
     "exaone_moe flex_olmo glm4_moe glm4_moe_lite glm_moe_dsa gpt_oss granitemoe granitemoe_swa granitemoeshared "
-    "hunyuan_v1_moe jetmoe llama4 llama4_text longcat_flash minimax minimax_m2 mixtral olmoe phimoe qwen2_moe "
-    "qwen3_5_moe qwen3_5_moe_text qwen3_moe solar_open switch_transformers"
+    "hunyuan_v1_moe jetmoe llama4 llama4_text longcat_flash mimo_v2_flash minimax minimax_m2 mixtral olmoe phimoe "
+    "qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe solar_open switch_transformers"
 )
 _STATE_TYPES = _types(
     "bamba falcon_h1 falcon_mamba granitemoehybrid jamba kimi_linear lfm2 lfm2_moe mamba mamba2 nemotron_h olmo_hybrid "
@@ -49,11 +49,7 @@ def refuse_unsupported(config: Mapping[str, object]) -> None:
     if not isinstance(config, Mapping):
         raise ArchitectureError(f"a configuration is a group of keys and values, got a {type(config).__name__}")
     name = _model_type(config)
-    if name in _EXPERT_TYPES or any(_many(config.get(key)) for key in _EXPERT_KEYS):
-        raise ArchitectureError(
-            f"{quoted(name)} is a mixture of experts: which expert a token takes is not known before it is trained, so "
-            f"no plan can be made. Use a dense model: {known_types()}"
-        )
+    refuse_experts(config)
     if name in _PAIRED_TYPES or config.get("is_encoder_decoder") is True:
         raise ArchitectureError(
             f"{quoted(name)} has an encoder and a decoder, which neither task trains. Use one of: {known_types()}"
@@ -71,6 +67,21 @@ def refuse_unsupported(config: Mapping[str, object]) -> None:
         raise ArchitectureError(
             f"{quoted(name)} wraps a text model together with others: give a model of text alone, one of: "
             f"{known_types()}"
+        )
+
+
+def refuse_experts(config: Mapping[str, object]) -> None:
+    """Refuse a mixture of experts, of any model type.
+
+    Raises:
+        ArchitectureError: if it is one.
+    """
+    name = config.get("model_type")
+    many = config.get("is_moe") is not False and any(_many(config.get(key)) for key in _EXPERT_KEYS)
+    if many or (isinstance(name, str) and name in _EXPERT_TYPES):
+        raise ArchitectureError(
+            f"{quoted(name)} is a mixture of experts: which expert a token takes is not known before it is trained, so "
+            f"no plan can be made. Use a dense model: {known_types()}"
         )
 
 

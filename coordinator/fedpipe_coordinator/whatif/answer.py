@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedpipe_coordinator.whatif.changes import Outcome, WhatIf
-from fedpipe_coordinator.whatif.forecast import Asked, DeviceForecast, Forecast, choice_at
+from fedpipe_coordinator.whatif.forecast import Asked, DeviceForecast, Forecast, plans_at
 from fedpipe_profiles.costs.memory import SAFETY_MARGIN
 from fedpipe_profiles.device import Bits
 from fedpipe_profiles.plan import Plan
@@ -102,10 +102,9 @@ def _rates(job: JobProblem, fleet: Sequence[Asked], point: CurvePoint) -> Mappin
     known: Mapping[str, float] = getattr(point, "under_training", {})
     if all(asked.member.name in known for asked in fleet):
         return {asked.member.name: known[asked.member.name] for asked in fleet}
-    found = ((asked, choice_at(job, asked, point.deadline_s)) for asked in fleet)
-    return {
-        asked.member.name: 1.0 - (choice.examples / asked.prepared.wanted if choice else 0.0) for asked, choice in found
-    }
+    plans = plans_at(job, fleet, point.deadline_s)
+    trained = {name: plan.examples if isinstance(plan, Plan) else 0 for name, plan in plans.items()}
+    return {asked.member.name: 1.0 - trained[asked.member.name] / asked.prepared.wanted for asked in fleet}
 
 
 def answer_data(

@@ -6,15 +6,15 @@ A device is asked again at the fleet's deadline; the fleet with a deadline chose
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fedpipe_coordinator.whatif.forecast import Asked, DataGuess, Forecast, ask_one, choice_at, deadline_of
+from fedpipe_coordinator.whatif.forecast import Asked, DataGuess, Forecast, ask_one, deadline_of, plans_at, progress_of
 from fedpipe_profiles.device import DeviceProfile, Link
+from fedpipe_profiles.plan import NoPlan
 from fedpipe_profiles.planning.options import (
     UNMEASURED_DOWNLINK_BPS,
     UNMEASURED_LATENCY_S,
     UNMEASURED_UPLINK_BPS,
 )
 from fedpipe_profiles.planning.problem import JobProblem
-from fedpipe_profiles.planning.search import Choice
 
 GIB = 1 << 30
 MORE_BPS = 10e6
@@ -104,19 +104,18 @@ CHANGES: dict[str, Change] = {"+1 GiB": more_memory, "+10 Mbit/s": faster_link, 
 def what_ifs(job: JobProblem, fleet: Sequence[Asked], forecast: Forecast, data: DataGuess) -> tuple[WhatIf, ...]:
     """Every change, first for the fleet, then for each device where it is worth telling.
 
-    Before and after are both by the planner's quick method, so that they differ by the change alone.
+    The fleet's progress before and after is what the choice of a deadline sees, which looks quickly at many.
     """
     deadline_s = forecast.deadline_s
     given = None if forecast.chosen else deadline_s
     before = _fleet(job, fleet, given)
-    alone = {asked.member.name: _outcome(choice_at(job, asked, deadline_s)) for asked in fleet}
+    alone = _devices(job, fleet, deadline_s)
     found: list[WhatIf] = []
     for name, change in CHANGES.items():
         changed = [ask_one(job, replace(asked.member, profile=change(asked.member.profile)), data) for asked in fleet]
         found.append(WhatIf(name, None, before, _fleet(job, changed, given)))
         each = (
-            WhatIf(name, asked.member.name, alone[asked.member.name], _outcome(choice_at(job, asked, deadline_s)))
-            for asked in changed
+            WhatIf(name, device, alone[device], after) for device, after in _devices(job, changed, deadline_s).items()
         )
         found.extend(told for told in each if told.worth_telling)
     return tuple(found)
@@ -127,8 +126,12 @@ def _fleet(job: JobProblem, fleet: Sequence[Asked], given_s: float | None) -> Ou
     return Outcome(reached, deadline_s)
 
 
-def _outcome(choice: Choice | None) -> Outcome | None:
-    if choice is None:
-        return None
-    seconds = choice.option.round_s(choice.steps, choice.parameters)
-    return Outcome(choice.objective, seconds, choice.option.setting.bits)
+def _devices(job: JobProblem, fleet: Sequence[Asked], deadline_s: float) -> dict[str, Outcome | None]:
+    plans = plans_at(job, fleet, deadline_s)
+    found: dict[str, Outcome | None] = {}
+    for asked in fleet:
+        plan = plans[asked.member.name]
+        reached = progress_of(job, plan, asked.prepared.wanted)
+        done = None if isinstance(plan, NoPlan) else Outcome(reached, plan.predicted.round_s, plan.bits)
+        found[asked.member.name] = done
+    return found

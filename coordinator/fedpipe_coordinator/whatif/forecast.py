@@ -30,7 +30,6 @@ from fedpipe_profiles.planning.options import (
 )
 from fedpipe_profiles.planning.planner import plan_round
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
-from fedpipe_profiles.planning.search import Choice, best_choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +138,12 @@ def ask_one(job: JobProblem, member: FleetMember, data: DataGuess) -> Asked:
 def deadline_of(
     job: JobProblem, fleet: Sequence[Asked], given_s: float | None
 ) -> tuple[float, float, tuple[CurvePoint, ...]]:
-    """The deadline, given or chosen; the fleet's progress at it, by the planner's quick method; the curve."""
+    """The deadline, given or chosen; the fleet's progress at it, as the planner's choice sees it; the curve."""
     if given_s is not None:
-        found = [(asked.weight, choice_at(job, asked, given_s)) for asked in fleet]
-        total = sum(weight for weight, _ in found)
-        reached = sum(weight * choice.objective for weight, choice in found if choice) / total
+        plans = plans_at(job, fleet, given_s)
+        total = sum(asked.weight for asked in fleet)
+        found = (asked.weight * progress_of(job, plans[asked.member.name], asked.prepared.wanted) for asked in fleet)
+        reached = sum(found) / total
         return given_s, reached, (CurvePoint(given_s, reached),)
     chosen, curve = choose_deadline(job.increments, [_alike(asked) for asked in fleet])
     return chosen, next((p.progress for p in curve if p.deadline_s == chosen), 0.0), curve
@@ -157,11 +157,22 @@ def _alike(asked: Asked) -> Member:
     return Member(asked.prepared, alike)
 
 
-def choice_at(job: JobProblem, asked: Asked, deadline_s: float) -> Choice | None:
-    """What a device would do at a deadline, by the planner's quick method."""
-    prepared = asked.prepared
-    budget = prepared.budget(deadline_s)
-    return best_choice(job.increments, prepared.options, budget, prepared.wanted, solves=0)
+def plans_at(job: JobProblem, fleet: Sequence[Asked], deadline_s: float) -> dict[str, Plan | NoPlan]:
+    """What every device would do at a deadline, devices that are alike once.
+
+    Raises:
+        PlanningError: if the deadline is not positive.
+    """
+    devices = {asked.member.name: asked.problem for asked in fleet}
+    told = plan_round(job, devices, round_=1, deadline_s=deadline_s, draw=_first_components)
+    return told.plans | told.none
+
+
+def progress_of(job: JobProblem, plan: Plan | NoPlan, wanted: int) -> float:
+    """The share of the best possible round that a plan does."""
+    if isinstance(plan, NoPlan):
+        return 0.0
+    return plan.examples / wanted * captured(job, plan.ranks) * FIDELITY[plan.bits]
 
 
 def foresee(job: JobProblem, fleet: Sequence[Asked], given_s: float | None) -> Forecast:
@@ -171,16 +182,8 @@ def foresee(job: JobProblem, fleet: Sequence[Asked], given_s: float | None) -> F
         PlanningError: if the deadline is not positive.
     """
     deadline_s, _, curve = deadline_of(job, fleet, given_s)
-    plans = plan_round(
-        job,
-        {asked.member.name: asked.problem for asked in fleet},
-        round_=1,
-        deadline_s=deadline_s,
-        draw=_first_components,
-    )
-    devices = tuple(
-        _device(job, asked, plans.plans.get(asked.member.name) or plans.none[asked.member.name]) for asked in fleet
-    )
+    plans = plans_at(job, fleet, deadline_s)
+    devices = tuple(_device(job, asked, plans[asked.member.name]) for asked in fleet)
     total = sum(asked.weight for asked in fleet)
     reached = sum(asked.weight * device.progress for asked, device in zip(fleet, devices, strict=True))
     return Forecast(
@@ -229,7 +232,7 @@ def _device(job: JobProblem, asked: Asked, told: Plan | NoPlan) -> DeviceForecas
         context_bytes=context,
         memory=_breakdown(job, profile, told),
         wanted=wanted,
-        progress=told.examples / wanted * captured(job, told.ranks) * FIDELITY[told.bits],
+        progress=progress_of(job, told, wanted),
     )
 
 

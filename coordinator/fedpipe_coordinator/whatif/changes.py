@@ -3,12 +3,12 @@
 A device is asked again at the fleet's deadline; the fleet with a deadline chosen anew, where the first one was chosen.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedpipe_coordinator.whatif.forecast import Asked, DataGuess, Forecast, ask_one, deadline_of, plans_at, progress_of
 from fedpipe_profiles.device import DeviceProfile, Link
-from fedpipe_profiles.plan import NoPlan
+from fedpipe_profiles.plan import Plan
 from fedpipe_profiles.planning.options import (
     UNMEASURED_DOWNLINK_BPS,
     UNMEASURED_LATENCY_S,
@@ -107,31 +107,39 @@ def what_ifs(job: JobProblem, fleet: Sequence[Asked], forecast: Forecast, data: 
     The fleet's progress before and after is what the choice of a deadline sees, which looks quickly at many.
     """
     deadline_s = forecast.deadline_s
-    given = None if forecast.chosen else deadline_s
-    before = _fleet(job, fleet, given)
-    alone = _devices(job, fleet, deadline_s)
+    seen = next((point.progress for point in forecast.curve if point.deadline_s == deadline_s), forecast.progress)
+    before = Outcome(seen, deadline_s)
+    alone = {device.member.name: _outcome(device.plan, device.progress) for device in forecast.devices}
     found: list[WhatIf] = []
     for name, change in CHANGES.items():
         changed = [ask_one(job, replace(asked.member, profile=change(asked.member.profile)), data) for asked in fleet]
-        found.append(WhatIf(name, None, before, _fleet(job, changed, given)))
-        each = (
-            WhatIf(name, device, alone[device], after) for device, after in _devices(job, changed, deadline_s).items()
-        )
+        after = _devices(job, changed, deadline_s)
+        found.append(WhatIf(name, None, before, _fleet(job, changed, after, None if forecast.chosen else deadline_s)))
+        each = (WhatIf(name, device, alone[device], outcome) for device, outcome in after.items())
         found.extend(told for told in each if told.worth_telling)
     return tuple(found)
 
 
-def _fleet(job: JobProblem, fleet: Sequence[Asked], given_s: float | None) -> Outcome:
-    deadline_s, reached, _ = deadline_of(job, fleet, given_s)
-    return Outcome(reached, deadline_s)
+def _fleet(
+    job: JobProblem, fleet: Sequence[Asked], alone: Mapping[str, Outcome | None], given_s: float | None
+) -> Outcome:
+    """All devices together: at the deadline that was given, or one chosen anew."""
+    if given_s is None:
+        chosen, reached, _ = deadline_of(job, fleet, None)
+        return Outcome(reached, chosen)
+    total = sum(asked.weight for asked in fleet)
+    each = ((asked.weight, alone[asked.member.name]) for asked in fleet)
+    return Outcome(sum(weight * done.progress for weight, done in each if done) / total, given_s)
 
 
 def _devices(job: JobProblem, fleet: Sequence[Asked], deadline_s: float) -> dict[str, Outcome | None]:
     plans = plans_at(job, fleet, deadline_s)
-    found: dict[str, Outcome | None] = {}
-    for asked in fleet:
-        plan = plans[asked.member.name]
-        reached = progress_of(job, plan, asked.prepared.wanted)
-        done = None if isinstance(plan, NoPlan) else Outcome(reached, plan.predicted.round_s, plan.bits)
-        found[asked.member.name] = done
-    return found
+    return {
+        name: _outcome(plan if isinstance(plan, Plan) else None, progress_of(job, plan, asked.prepared.wanted))
+        for asked in fleet
+        for name, plan in ((asked.member.name, plans[asked.member.name]),)
+    }
+
+
+def _outcome(plan: Plan | None, progress: float) -> Outcome | None:
+    return None if plan is None else Outcome(progress, plan.predicted.round_s, plan.bits)

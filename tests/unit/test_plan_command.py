@@ -423,3 +423,15 @@ def test_every_key_of_the_answer_is_documented(plan: Plan, small: Path) -> None:
     parts = [found, *found["devices"], *found["what_if"], *found["curve"]]
     parts += [each["after"] for each in found["what_if"] if each["after"]]
     assert {key for part in parts for key in part if f"`{key}`" not in page} == set()
+
+
+def test_of_the_command_line_only_the_verb_that_is_named_is_loaded(small: Path) -> None:
+    script = (
+        "import sys\n"
+        f"sys.argv = ['fedpipe', 'plan', {str(small)!r}, '--device', 'catalog:t4x0']\n"
+        "from fedpipe_coordinator.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    print(end.code)\n"
+        "print('fedpipe_coordinator.cli.demo' in sys.modules, 'fedpipe_coordinator.cli.plan' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["25", "False", "True"]

@@ -33,7 +33,8 @@ def plan(
     device: Annotated[
         list[str] | None,
         typer.Option(
-            "--device", help="catalog:NAME[xN], or a profile.json[xN] that `fedpipe-agent probe` wrote; repeatable."
+            "--device",
+            help="catalog:t4, catalog:t4x3 for three, or a profile.json of `fedpipe-agent probe`; repeatable.",
         ),
     ] = None,
     uplink: Annotated[float | None, typer.Option(help="Mbit/s from every device to the coordinator.")] = None,

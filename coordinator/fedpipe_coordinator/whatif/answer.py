@@ -8,11 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from fedpipe_coordinator.whatif.changes import Outcome, WhatIf
-from fedpipe_coordinator.whatif.forecast import Asked, DeviceForecast, Forecast, choice_at
+from fedpipe_coordinator.whatif.forecast import DeviceForecast, Forecast
 from fedpipe_profiles.costs.memory import SAFETY_MARGIN
 from fedpipe_profiles.device import Bits
 from fedpipe_profiles.plan import Plan
-from fedpipe_profiles.planning.deadline import CurvePoint
 from fedpipe_profiles.planning.problem import JobProblem
 
 SCHEMA_VERSION = 1
@@ -84,28 +83,17 @@ def _outcome(outcome: Outcome | None) -> dict[str, Any] | None:
     return data | {"bits": outcome.bits}
 
 
-def curve_data(job: JobProblem, fleet: Sequence[Asked], forecast: Forecast) -> list[dict[str, Any]]:
+def curve_data(forecast: Forecast) -> list[dict[str, Any]]:
     """Every deadline that was looked at, with the under-training rate of each device."""
     return [
         {
             "deadline_s": round(point.deadline_s, 3),
             "progress": round(point.progress, 6),
             "progress_per_hour": round(3600 * point.progress_per_s, 6),
-            "under_training": {name: round(rate, 4) for name, rate in _rates(job, fleet, point).items()},
+            "under_training": {name: round(rate, 4) for name, rate in point.under_training.items()},
         }
         for point in forecast.curve
     ]
-
-
-def _rates(job: JobProblem, fleet: Sequence[Asked], point: CurvePoint) -> Mapping[str, float]:
-    """Every device's under-training rate: as the curve has it, else asked of the planner."""
-    known: Mapping[str, float] = getattr(point, "under_training", {})
-    if all(asked.member.name in known for asked in fleet):
-        return {asked.member.name: known[asked.member.name] for asked in fleet}
-    found = ((asked, choice_at(job, asked, point.deadline_s)) for asked in fleet)
-    return {
-        asked.member.name: 1.0 - (choice.examples / asked.prepared.wanted if choice else 0.0) for asked, choice in found
-    }
 
 
 def answer_data(

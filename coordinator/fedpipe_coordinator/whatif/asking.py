@@ -15,8 +15,9 @@ from fedpipe_coordinator.whatif.changes import what_ifs
 from fedpipe_coordinator.whatif.curves import DECAY, assumed_curves, recorded_curves
 from fedpipe_coordinator.whatif.devices import FleetMember
 from fedpipe_coordinator.whatif.errors import FigureError, ModelConfigError
-from fedpipe_coordinator.whatif.forecast import DataGuess, ask, foresee, what_would_fit
+from fedpipe_coordinator.whatif.forecast import DataGuess, ask, foresee
 from fedpipe_coordinator.whatif.model_config import Config, Places, find_config
+from fedpipe_coordinator.whatif.needs import what_would_fit
 from fedpipe_profiles.architectures.errors import ArchitectureError
 from fedpipe_profiles.architectures.shape import shape_of
 from fedpipe_profiles.catalog.device_catalogue import CAVEAT
@@ -97,7 +98,7 @@ def _planned(question: Question, problem: JobProblem, about: Mapping[str, Any]) 
     forecast = foresee(problem, fleet, None if given == "auto" else float(given))
     if not any(device.plan for device in forecast.devices):
         return answer_data(problem, about, forecast, (), (), what_would_fit(problem))
-    curve = curve_data(problem, fleet, forecast) if question.curve else ()
+    curve = curve_data(forecast) if question.curve else ()
     return answer_data(problem, about, forecast, what_ifs(problem, fleet, forecast, question.data), curve, {})
 
 

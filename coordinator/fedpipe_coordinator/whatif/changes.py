@@ -3,18 +3,18 @@
 A device is asked again at the fleet's deadline; the fleet with a deadline chosen anew, where the first one was chosen.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedpipe_coordinator.whatif.forecast import Asked, DataGuess, Forecast, ask_one, choice_at, deadline_of
+from fedpipe_coordinator.whatif.forecast import Asked, DataGuess, Forecast, ask_one, deadline_of, plans_at, progress_of
 from fedpipe_profiles.device import DeviceProfile, Link
+from fedpipe_profiles.plan import Plan
 from fedpipe_profiles.planning.options import (
     UNMEASURED_DOWNLINK_BPS,
     UNMEASURED_LATENCY_S,
     UNMEASURED_UPLINK_BPS,
 )
 from fedpipe_profiles.planning.problem import JobProblem
-from fedpipe_profiles.planning.search import Choice
 
 GIB = 1 << 30
 MORE_BPS = 10e6
@@ -104,31 +104,42 @@ CHANGES: dict[str, Change] = {"+1 GiB": more_memory, "+10 Mbit/s": faster_link, 
 def what_ifs(job: JobProblem, fleet: Sequence[Asked], forecast: Forecast, data: DataGuess) -> tuple[WhatIf, ...]:
     """Every change, first for the fleet, then for each device where it is worth telling.
 
-    Before and after are both by the planner's quick method, so that they differ by the change alone.
+    The fleet's progress before and after is what the choice of a deadline sees, which looks quickly at many.
     """
     deadline_s = forecast.deadline_s
-    given = None if forecast.chosen else deadline_s
-    before = _fleet(job, fleet, given)
-    alone = {asked.member.name: _outcome(choice_at(job, asked, deadline_s)) for asked in fleet}
+    seen = next((point.progress for point in forecast.curve if point.deadline_s == deadline_s), forecast.progress)
+    before = Outcome(seen, deadline_s)
+    alone = {device.member.name: _outcome(device.plan, device.progress) for device in forecast.devices}
     found: list[WhatIf] = []
     for name, change in CHANGES.items():
         changed = [ask_one(job, replace(asked.member, profile=change(asked.member.profile)), data) for asked in fleet]
-        found.append(WhatIf(name, None, before, _fleet(job, changed, given)))
-        each = (
-            WhatIf(name, asked.member.name, alone[asked.member.name], _outcome(choice_at(job, asked, deadline_s)))
-            for asked in changed
-        )
+        after = _devices(job, changed, deadline_s)
+        found.append(WhatIf(name, None, before, _fleet(job, changed, after, None if forecast.chosen else deadline_s)))
+        each = (WhatIf(name, device, alone[device], outcome) for device, outcome in after.items())
         found.extend(told for told in each if told.worth_telling)
     return tuple(found)
 
 
-def _fleet(job: JobProblem, fleet: Sequence[Asked], given_s: float | None) -> Outcome:
-    deadline_s, reached, _ = deadline_of(job, fleet, given_s)
-    return Outcome(reached, deadline_s)
+def _fleet(
+    job: JobProblem, fleet: Sequence[Asked], alone: Mapping[str, Outcome | None], given_s: float | None
+) -> Outcome:
+    """All devices together: at the deadline that was given, or one chosen anew."""
+    if given_s is None:
+        chosen, reached, _ = deadline_of(job, fleet, None)
+        return Outcome(reached, chosen)
+    total = sum(asked.weight for asked in fleet)
+    each = ((asked.weight, alone[asked.member.name]) for asked in fleet)
+    return Outcome(sum(weight * done.progress for weight, done in each if done) / total, given_s)
 
 
-def _outcome(choice: Choice | None) -> Outcome | None:
-    if choice is None:
-        return None
-    seconds = choice.option.round_s(choice.steps, choice.parameters)
-    return Outcome(choice.objective, seconds, choice.option.setting.bits)
+def _devices(job: JobProblem, fleet: Sequence[Asked], deadline_s: float) -> dict[str, Outcome | None]:
+    plans = plans_at(job, fleet, deadline_s)
+    return {
+        name: _outcome(plan if isinstance(plan, Plan) else None, progress_of(job, plan, asked.prepared.wanted))
+        for asked in fleet
+        for name, plan in ((asked.member.name, plans[asked.member.name]),)
+    }
+
+
+def _outcome(plan: Plan | None, progress: float) -> Outcome | None:
+    return None if plan is None else Outcome(progress, plan.predicted.round_s, plan.bits)

@@ -7,17 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedpipe_coordinator.whatif.devices import FleetMember
-from fedpipe_profiles.catalog.device_catalogue import catalogue_names, catalogued_device
+from fedpipe_coordinator.whatif.needs import breakdown, smallest_need
 from fedpipe_profiles.costs.memory import (
     MemoryBreakdown,
     context_bytes,
-    fit_memory,
-    predict_memory,
     with_margin,
 )
-from fedpipe_profiles.costs.step import StepConfig, device_kind
 from fedpipe_profiles.costs.timing import DEFAULT_TIMING, load_s, transfer_s
-from fedpipe_profiles.device import Bits, DeviceProfile
 from fedpipe_profiles.plan import Bound, NoPlan, Plan
 from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline
 from fedpipe_profiles.planning.options import (
@@ -29,7 +25,6 @@ from fedpipe_profiles.planning.options import (
 )
 from fedpipe_profiles.planning.planner import plan_round
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
-from fedpipe_profiles.planning.search import Choice, best_choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +133,21 @@ def ask_one(job: JobProblem, member: FleetMember, data: DataGuess) -> Asked:
 def deadline_of(
     job: JobProblem, fleet: Sequence[Asked], given_s: float | None
 ) -> tuple[float, float, tuple[CurvePoint, ...]]:
-    """The deadline, given or chosen; the fleet's progress at it, by the planner's quick method; the curve."""
+    """The deadline, given or chosen; the fleet's progress at it, as the planner's choice sees it; the curve."""
     if given_s is not None:
-        found = [(asked.weight, choice_at(job, asked, given_s)) for asked in fleet]
-        total = sum(weight for weight, _ in found)
-        reached = sum(weight * choice.objective for weight, choice in found if choice) / total
-        return given_s, reached, (CurvePoint(given_s, reached),)
+        plans = plans_at(job, fleet, given_s)
+        total = sum(asked.weight for asked in fleet)
+        found = (asked.weight * progress_of(job, plans[asked.member.name], asked.prepared.wanted) for asked in fleet)
+        reached = sum(found) / total
+        missed = {name: _missed(plans[name], asked.prepared.wanted) for asked in fleet for name in (asked.member.name,)}
+        return given_s, reached, (CurvePoint(given_s, reached, missed),)
     chosen, curve = choose_deadline(job.increments, [_alike(asked) for asked in fleet])
     return chosen, next((p.progress for p in curve if p.deadline_s == chosen), 0.0), curve
+
+
+def _missed(told: Plan | NoPlan, wanted: int) -> float:
+    """The under-training rate: the share of the wanted examples that a device does not train."""
+    return 1.0 - told.examples / wanted if isinstance(told, Plan) else 1.0
 
 
 def _alike(asked: Asked) -> Member:
@@ -153,10 +155,22 @@ def _alike(asked: Asked) -> Member:
     return Member(asked.prepared, (asked.member.name,) * asked.member.count)
 
 
-def choice_at(job: JobProblem, asked: Asked, deadline_s: float) -> Choice | None:
-    """What a device would do at a deadline, by the planner's quick method."""
-    prepared = asked.prepared
-    return best_choice(job.increments, prepared, prepared.budget(deadline_s), solves=0)
+def plans_at(job: JobProblem, fleet: Sequence[Asked], deadline_s: float) -> dict[str, Plan | NoPlan]:
+    """What every device would do at a deadline, devices that are alike once.
+
+    Raises:
+        PlanningError: if the deadline is not positive.
+    """
+    devices = {asked.member.name: asked.problem for asked in fleet}
+    told = plan_round(job, devices, round_=1, deadline_s=deadline_s, draw=_first_components)
+    return told.plans | told.none
+
+
+def progress_of(job: JobProblem, plan: Plan | NoPlan, wanted: int) -> float:
+    """The share of the best possible round that a plan does."""
+    if isinstance(plan, NoPlan):
+        return 0.0
+    return plan.examples / wanted * captured(job, plan.ranks) * FIDELITY[plan.bits]
 
 
 def foresee(job: JobProblem, fleet: Sequence[Asked], given_s: float | None) -> Forecast:
@@ -166,16 +180,8 @@ def foresee(job: JobProblem, fleet: Sequence[Asked], given_s: float | None) -> F
         PlanningError: if the deadline is not positive.
     """
     deadline_s, _, curve = deadline_of(job, fleet, given_s)
-    plans = plan_round(
-        job,
-        {asked.member.name: asked.problem for asked in fleet},
-        round_=1,
-        deadline_s=deadline_s,
-        draw=_first_components,
-    )
-    devices = tuple(
-        _device(job, asked, plans.plans.get(asked.member.name) or plans.none[asked.member.name]) for asked in fleet
-    )
+    plans = plans_at(job, fleet, deadline_s)
+    devices = tuple(_device(job, asked, plans[asked.member.name]) for asked in fleet)
     total = sum(asked.weight for asked in fleet)
     reached = sum(asked.weight * device.progress for asked, device in zip(fleet, devices, strict=True))
     return Forecast(
@@ -222,9 +228,9 @@ def _device(job: JobProblem, asked: Asked, told: Plan | NoPlan) -> DeviceForecas
         lent_bytes=lent,
         needed_bytes=round(with_margin(context, told.predicted.peak_bytes)),
         context_bytes=context,
-        memory=_breakdown(job, profile, told),
+        memory=breakdown(job, profile, told),
         wanted=wanted,
-        progress=told.examples / wanted * captured(job, told.ranks) * FIDELITY[told.bits],
+        progress=progress_of(job, told, wanted),
     )
 
 
@@ -239,58 +245,3 @@ def captured(job: JobProblem, ranks: Mapping[str, int]) -> float:
         if reached[name] <= ranks.get(name, 0):
             total += float(gain)
     return total
-
-
-def _breakdown(job: JobProblem, profile: DeviceProfile, plan: Plan) -> MemoryBreakdown:
-    ranks = dict.fromkeys(job.curves, 0) | plan.ranks
-    config = _config(job, profile, plan.bits, plan.batch_size, ranks, checkpointing=plan.gradient_checkpointing)
-    return _predict(job, profile, config)
-
-
-def _config(
-    job: JobProblem, profile: DeviceProfile, bits: Bits, batch: int, ranks: Mapping[str, int], *, checkpointing: bool
-) -> StepConfig:
-    return StepConfig(
-        bits=bits,
-        batch_size=batch,
-        sequence_length=job.sequence_length,
-        gradient_checkpointing=checkpointing,
-        task=job.task,
-        num_labels=job.num_labels,
-        kind=device_kind(profile),
-        ranks=ranks,
-        global_rank=job.global_rank,
-    )
-
-
-def _predict(job: JobProblem, profile: DeviceProfile, config: StepConfig) -> MemoryBreakdown:
-    fitted = fit_memory(job.shape, (), kind=device_kind(profile), task=job.task, num_labels=job.num_labels)
-    return predict_memory(job.shape, config, fitted.coefficients(config.bits))
-
-
-def need_bytes(job: JobProblem, profile: DeviceProfile, bits: Bits) -> int:
-    """What a process of the device must be lent for the smallest plan at these bits, margin and context included."""
-    widths = {weight.name: weight.d_in + weight.d_out for weight in job.shape.weights}
-    first = min(job.curves, key=lambda name: widths[name])
-    ranks = dict.fromkeys(job.curves, 0) | {first: min(job.rank_ladder)}
-    config = _config(job, profile, bits, min(job.batch_sizes), ranks, checkpointing=True)
-    return round(with_margin(context_bytes(profile, ()), _predict(job, profile, config).total_bytes))
-
-
-def smallest_need(job: JobProblem, profile: DeviceProfile) -> tuple[Bits, int]:
-    """The bits at which the device needs least, and how many bytes that is."""
-    needs = {bits: need_bytes(job, profile, bits) for bits in profile.supported_bits}
-    bits = min(needs, key=lambda each: needs[each])
-    return bits, needs[bits]
-
-
-def what_would_fit(job: JobProblem) -> dict[str, tuple[Bits, ...]]:
-    """The devices of the catalogue that hold the base, each with the bits at which they do."""
-    found = {}
-    for name in catalogue_names():
-        profile = catalogued_device(name).profile(name)
-        lent = profile.memory_limit_bytes()
-        bits = tuple(each for each in profile.supported_bits if need_bytes(job, profile, each) <= lent)
-        if bits:
-            found[name] = bits
-    return found

@@ -79,7 +79,12 @@ def _request(state: AgentState, task: Work, left: float) -> Request:
         case TrainTask():
             update = update_path(state)
             return TrainRequest(
-                labels=task.labels, plan=task.plan, adapter=_adapter(state), update=update, budget_s=left
+                labels=task.labels,
+                plan=task.plan,
+                adapter=_adapter(state),
+                update=update,
+                budget_s=left,
+                score_batches=task.score_batches,
             )
 
 

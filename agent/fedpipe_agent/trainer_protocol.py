@@ -56,6 +56,7 @@ class TrainRequest(Value):
     adapter: Path
     update: Path
     budget_s: PositiveFloat = Field(description="seconds from receipt until the update must be written")
+    score_batches: NonNegativeInt = Field(default=0, description="measure the contribution again on so many at most")
 
 
 class EvaluateRequest(Value):
@@ -111,6 +112,8 @@ class TrainedReply(Value):
     measurement: StepMeasurement
     compute_s: NonNegativeFloat
     actions: tuple[str, ...] = ()
+    score_s: NonNegativeFloat = 0.0
+    contribution: Contribution | None = None
 
 
 class ProgressReply(Value):

@@ -19,6 +19,7 @@ from fedpipe_agent.train.evaluate import evaluate
 from fedpipe_agent.train.fingerprint import check_fingerprint
 from fedpipe_agent.train.loop import Watch, measurement, train, warm_up_steps, write_reserve_s
 from fedpipe_agent.train.memory import is_out_of_memory, open_meter
+from fedpipe_agent.train.refresher import Refresher
 from fedpipe_agent.train.score import Work, bits_in_order, score
 from fedpipe_agent.train.shape import check_length, read_config, read_shape, skeleton
 from fedpipe_agent.train.step import StepSettings
@@ -84,6 +85,7 @@ class Worker:
         self._tokenizer()
         self.meter = open_meter(request.device, request.memory_limit_bytes)
         self._base: Base | None = None
+        self._refresher = Refresher(request.terms, self._dataset.train, self._clock, self.meter)
         self._said_at = float("-inf")
         say(Opened(context_bytes=self.meter.context_bytes, versions=_versions()))
 
@@ -144,6 +146,8 @@ class Worker:
             metrics = self._evaluate(base, request, started + EVALUATION_PART * (stop_at - started))
             seconds = (self._clock() - started) / metrics.examples
             reply = self._train(base, on_base, request, stop_at, seconds)
+            beside = on_base.factors
+        reply = self._refresher.after(base, beside, request, reply, stop_at)
         self._say(reply.model_copy(update={"compute_s": self._clock() - received}))
 
     def _train(

@@ -6,6 +6,7 @@ Part of the pure machine of `run_machine.py`.
 import hashlib
 import math
 
+from fedpipe_coordinator.runs import refreshing
 from fedpipe_coordinator.runs.membership import OFFLINE_GRACE_S, heard_since, is_lost, is_overdue
 from fedpipe_coordinator.runs.run_events import BroadcastAdapter, MakePlans, Planned
 from fedpipe_coordinator.runs.run_state import Member, RunState
@@ -16,6 +17,7 @@ from fedpipe_profiles.plan import Plan
 
 def begin_planning(work: Step, round_: int) -> None:
     """Go to the planning of a round; the plans are asked for as soon as enough agents are there."""
+    refreshing.follow(work)
     work.update(round=round_)
     work.to("planning")
     wait_for_agents(work)

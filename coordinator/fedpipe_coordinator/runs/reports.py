@@ -5,7 +5,7 @@ round, or one that came before, changes nothing.
 """
 
 from fedpipe_coordinator.metrics import metrics_data, metrics_text
-from fedpipe_coordinator.runs import late
+from fedpipe_coordinator.runs import late, refreshing
 from fedpipe_coordinator.runs.refused_updates import was_refused
 from fedpipe_coordinator.runs.run_events import Fetch, Report, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.runs.run_state import Member, RunState
@@ -54,6 +54,7 @@ def on_evaluated(work: Step, member: Member, message: Evaluated) -> None:
 
 def on_trained(work: Step, member: Member, message: Trained) -> None:
     """An agent finished training; its update is fetched, unless it is not wanted, of which the agent is told."""
+    message, measured = refreshing.without_curves(message)
     reason = _unwanted(work.state, member, message)
     if reason is not None and message.update.sha256 in member.taken:
         acknowledge(work, member.name, message.round, message.update.sha256)
@@ -79,6 +80,7 @@ def on_trained(work: Step, member: Member, message: Trained) -> None:
             f"{member.name} trained {message.examples} examples, loss {message.train_loss:.3f}",
             agent=member.name,
         )
+        refreshing.on_refresh(work, member.name, measured)
     work.do(Fetch(member.name, message.round, message.update))
 
 

@@ -1,9 +1,9 @@
 """How much training each weight helps, by the paper's reading: triplets of an SVD-form adapter, scored as in AdaLoRA.
 
 Each candidate weight gets `P diag(lambda) Q`, P (d_out, r0) and Q (r0, d_in) orthonormal at first, lambda = 0, and a
-few steps on private batches. After each step's backward pass every entry w of the three has the sensitivity
-I = |w dL/dw|, its running mean Ibar and the running mean Ubar of its uncertainty |I - Ibar|; its score is
-s = Ibar * Ubar (Zhang et al., arXiv 2303.10512, section 3.2). Triplet i of a weight has the importance
+few steps on private batches. After each backward pass every entry w of the three has the sensitivity I = |w dL/dw|,
+its running mean Ibar and the running mean Ubar of its uncertainty |I - Ibar|; its score is s = Ibar * Ubar
+(Zhang et al., arXiv 2303.10512, section 3.2). Triplet i of a weight has the importance
 s(lambda_i) + mean over j of s(P_ji) + mean over j of s(Q_ij), and c(k) is the sum of the k largest.
 """
 
@@ -132,10 +132,11 @@ def sensitivity(
         if done > 1 and not may_go_on():
             break
         optimizer.zero_grad(set_to_none=True)
-        _loss(base, triplets, group, sequence_length).backward()
+        _loss(base, group, sequence_length).backward()
         for each in watched.values():
             for parameter in each:
                 parameter.observe()
+        _regulariser(triplets).backward()
         optimizer.step()
         seen += len(group) if done < len(groups) else 0
         said(min(done + 1, len(groups)))
@@ -160,10 +161,14 @@ def _in_svd_form(base: Base, probes: Attached) -> dict[str, Triplets]:
     return found
 
 
-def _loss(base: Base, triplets: dict[str, Triplets], group: Sequence[Encoded], sequence_length: int) -> torch.Tensor:
+def _loss(base: Base, group: Sequence[Encoded], sequence_length: int) -> torch.Tensor:
     batch = collate(group, pad_id=base.tokenizer.pad_token_id, sequence_length=sequence_length, device=base.device)
-    mean = (losses(base, batch).total / batch.units.clamp(min=1)).mean()
-    return mean + ORTHOGONALITY * torch.stack([each.regulariser() for each in triplets.values()]).sum()
+    return (losses(base, batch).total / batch.units.clamp(min=1)).mean()
+
+
+def _regulariser(triplets: dict[str, Triplets]) -> torch.Tensor:
+    """Apart from the loss, so that no score has a part in it: near orthonormal factors its gradient is rounding."""
+    return ORTHOGONALITY * torch.stack([each.regulariser() for each in triplets.values()]).sum()
 
 
 def importance(p: torch.Tensor, scale: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

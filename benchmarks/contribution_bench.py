@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -161,8 +160,7 @@ class Bench:
         weights = self.shape.weights
         match name:
             case "gradient-sketch" | "sensitivity":
-                curves = self.curves(cast("ContributionMethod", name), seed)
-                return within_budget(self.shape, curves, budget)
+                return within_budget(self.shape, self.curves(name, seed), budget)
             case "query-value":
                 return evenly([w for w in weights if w.name.endswith(_QUERY_VALUE)], budget)
             case "random":

@@ -41,7 +41,8 @@ class Layer(nn.Module):
         self.lora_B = nn.ParameterDict({"x": nn.Parameter(torch.randn(d_out, rank))})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ (self.lora_A["x"] * self.lora_E["x"]).T @ self.lora_B["x"].T
+        down: torch.Tensor = x @ (self.lora_A["x"] * self.lora_E["x"]).T
+        return down @ self.lora_B["x"].T
 
 
 def test_scores_are_those_of_pefts_adalora() -> None:

@@ -6,7 +6,6 @@ account, the deadline or the memory, it is left out, and the reply says so.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from fedpipe_agent.train.adapters import Factors
 from fedpipe_agent.train.base import Base
@@ -28,7 +27,8 @@ FIRST_FIXED_S = 0.02
 _NOT = "contribution not measured again: "
 
 
-class Batches(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Batches:
     """How many batches of how many examples a refresh scores."""
 
     count: int

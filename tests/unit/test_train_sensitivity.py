@@ -42,7 +42,8 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         down: torch.Tensor = x @ (self.lora_A["x"] * self.lora_E["x"]).T
-        return down @ self.lora_B["x"].T
+        up: torch.Tensor = down @ self.lora_B["x"].T
+        return up
 
 
 def test_scores_are_those_of_pefts_adalora() -> None:

@@ -87,6 +87,7 @@ def _request(state: AgentState, task: Work, left: float) -> Request:
                 update=update_path(state),
                 budget_s=left,
                 memory_limit_bytes=checks.memory_limit_bytes(state.setup),
+                score_batches=task.score_batches,
             )
 
 

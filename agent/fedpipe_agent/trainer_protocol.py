@@ -57,6 +57,7 @@ class TrainRequest(Value):
     update: Path
     budget_s: PositiveFloat = Field(description="seconds from receipt until the update must be written")
     memory_limit_bytes: PositiveInt | None = Field(default=None, description="from now on; None: as before")
+    score_batches: NonNegativeInt = Field(default=0, description="measure the contribution again on so many at most")
 
 
 class EvaluateRequest(Value):
@@ -114,6 +115,8 @@ class TrainedReply(Value):
     compute_s: NonNegativeFloat
     actions: tuple[str, ...] = ()
     out_of_memory: bool = Field(default=False, description="the plan did not fit, and something smaller was done")
+    score_s: NonNegativeFloat = 0.0
+    contribution: Contribution | None = None
 
 
 class ProgressReply(Value):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from fedpipe_profiles.contribution import ContributionMethod
 from fedpipe_profiles.settings_file import load_settings
 from fedpipe_profiles.values import (
     BatchSize,
@@ -20,6 +21,7 @@ from fedpipe_profiles.values import (
     PositiveSize,
     Settings,
     Share,
+    Size,
 )
 from fedpipe_wire.message_values import JobTerms
 from fedpipe_wire.topics import check_name
@@ -118,6 +120,10 @@ class AdapterSection(Settings):
     rank_ladder: RisingSizes = Field(default_factory=_default_ladder, description="ranks a weight may get")
     candidates: Literal["all-linear"] = "all-linear"
     scale: Factor = Field(default=1.0, description="the constant s of s * B @ A")
+    contribution: ContributionMethod = Field(
+        default="gradient-sketch", description="how the contribution of the weights is measured"
+    )
+    refresh_rounds: Size = Field(default=4, description="measure it again every so many rounds; 0 does not")
 
     @field_validator("rank_ladder")
     @classmethod
@@ -229,6 +235,7 @@ def job_terms(job: Job) -> JobTerms:
         balance_labels=job.train.balance_labels and job.job.task == "sequence-classification",
         max_rank=job.adapter.rank_ladder[-1],
         batch_sizes=job.train.batch_sizes,
+        contribution=job.adapter.contribution,
         model_sha256=job.job.model_sha256,
     )
 

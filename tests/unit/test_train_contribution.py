@@ -71,14 +71,16 @@ def test_a_full_probe_gives_the_gradients_singular_values(bert: Base, llama: Bas
     assert len(full) > len(base.weights) / 2
     for name in full:
         curve = torch.tensor(found.curves[name], dtype=torch.float64)
-        assert torch.allclose(curve, expected[name].cumsum(0), rtol=1e-4, atol=1e-15), name
+        unit = base.weights[name].parameters ** 0.5  # the norm of a change by 1 in every entry
+        assert torch.allclose((curve / unit) ** 2, expected[name].cumsum(0), rtol=1e-4, atol=1e-15), name
 
 
 def test_a_small_probe_is_unbiased(bert: Base) -> None:
     expected = {name: s.sum().item() for name, s in dense_squares(bert, CLASSES).items()}
     runs = [probe(bert, [CLASSES], max_rank=8, seed=seed) for seed in range(20)]
     for name, total in expected.items():
-        mean = sum(run.curves[name][-1] for run in runs) / len(runs)
+        size = bert.weights[name].parameters
+        mean = sum(run.curves[name][-1] ** 2 / size for run in runs) / len(runs)
         assert 0.5 * total < mean < 1.7 * total, name
 
 

@@ -93,6 +93,10 @@ class Trained(Value):
         default=(), max_length=64, description="what the trainer changed, such as a halved batch"
     )
     out_of_memory: bool = Field(default=False, description="the plan did not fit, and the trainer went on with less")
+    score_s: Seconds = Field(default=0.0, description="of `compute_s`, measuring the contribution again")
+    contribution: Contribution | None = Field(
+        default=None, description="measured again after training, where the task asked for it and time allowed it"
+    )
 
 
 class Refused(Value):

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from fedpipe_profiles.plan import NoPlan, Plan
-from fedpipe_profiles.values import PositiveCount, PositiveSize, Seconds, Size, Value
+from fedpipe_profiles.values import Count, PositiveCount, PositiveSize, Seconds, Size, Value
 from fedpipe_wire.message_values import BlobRef, Epoch, JobTerms, RunId, Sha256, Text
 
 
@@ -42,6 +42,9 @@ class TrainTask(Value):
     labels: tuple[str, ...] = Field(default=(), max_length=10_000)
     adapter: BlobRef
     plan: Plan
+    score_batches: Count = Field(
+        default=0, description="after training, measure the contribution again on so many batches at most; 0: do not"
+    )
 
 
 class EvaluateTask(Value):

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedpipe_profiles.contribution import ContributionMethod
 from fedpipe_profiles.values import (
     MAX_COUNT,
     BatchSize,
@@ -46,6 +47,9 @@ class JobTerms(Value):
     max_rank: PositiveSize
     balance_labels: bool = Field(default=False, description="keep each silo's own mix of labels out of the loss")
     batch_sizes: tuple[BatchSize, ...] = Field(min_length=1, max_length=64)
+    contribution: ContributionMethod = Field(
+        default="gradient-sketch", description="how the contribution of the weights is measured"
+    )
     model_sha256: Sha256 | None = Field(default=None, description="fingerprint that the base model must have")
 
 

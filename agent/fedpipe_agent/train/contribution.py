@@ -2,8 +2,13 @@
 
 A probe adapter with B = 0 and r0 orthonormal random rows A stands on every candidate weight. The gradient of B is then
 G A^T, where G (d_out, d_in) is the weight's full gradient, at the cost of one LoRA backward pass. With its singular
-values s_i, c(k) = (d_in / r0) * sum of the k largest s_i^2. For r0 = d_in this is exactly what the best rank-k change
-of the weight gains to first order; for a smaller r0 the factor makes the total unbiased: E[A^T A] = (r0 / d_in) I.
+values s_i, ||G_k||^2 = (d_in / r0) * sum of the k largest s_i^2. For r0 = d_in this is exactly the squared norm of the
+best rank-k approximation of the gradient; for a smaller r0 the factor makes the total unbiased: E[A^T A] =
+(r0 / d_in) I.
+
+c(k) = sqrt(d_out d_in) * ||G_k||: what a rank-k change gains to first order that moves the weight's entries by one unit
+in the root mean square. Adam moves entries at the same speed whatever the size of their gradient, so a change's norm
+follows the weight's size; steps in proportion to the gradient, which no one takes here, would gain ||G_k||^2.
 """
 
 import hashlib
@@ -88,8 +93,8 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor:
 
 def curve(gradient: torch.Tensor, d_in: int) -> tuple[float, ...]:
     """c(1) .. c(r0) from the gradient (d_out, r0) of a probe's B on a weight with `d_in` inputs."""
-    rank = gradient.shape[1]
+    d_out, rank = gradient.shape
     # in float64, squared singular values are the eigenvalues of the Gram matrix to well beyond float32's precision
     gram = (gradient.double().T @ gradient.double()).cpu()
     squares = torch.linalg.eigvalsh(gram).clamp(min=0.0).flip(0)
-    return tuple((d_in / rank * squares.cumsum(0)).tolist())
+    return tuple((d_out * d_in * (d_in / rank) * squares.cumsum(0)).sqrt().tolist())

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from fedpipe_agent.train.adapters import TRAINED, attached, reset_head
 from fedpipe_agent.train.base import Base
-from fedpipe_agent.train.contribution import PROBE, probe_factors, sketch
+from fedpipe_agent.train.contribution import probe_factors
+from fedpipe_agent.train.contribution_methods import measure_contribution
 from fedpipe_agent.train.data import Encoded, Encoder, Example, batches, sample
 from fedpipe_agent.train.errors import MemoryExceededError, OutOfTimeError
 from fedpipe_agent.train.evaluate import evaluate
@@ -145,18 +146,16 @@ def _contribution(work: Work, base: Base, wanted_batches: int, stop_at: float) -
         groups = work.groups(work.train, size, wanted_batches * work.smallest)
 
         def attempt(groups: list[list[Encoded]] = groups) -> Contribution:
-            factors = {PROBE: probe_factors(base, work.terms.max_rank, work.terms.seed)}
-            with attached(base, factors, scale=1.0, train=frozenset({PROBE}), train_head=False) as probes:
-                for pair in probes.factors[PROBE].values():
-                    pair.a.requires_grad_(False)
-                return sketch(
-                    base,
-                    probes,
-                    groups,
-                    sequence_length=work.terms.sequence_length,
-                    may_go_on=lambda: work.clock() < stop_at,
-                    said=lambda done: work.said(done, len(groups)),
-                )
+            return measure_contribution(
+                base,
+                work.terms.contribution,
+                groups,
+                max_rank=work.terms.max_rank,
+                seed=work.terms.seed,
+                sequence_length=work.terms.sequence_length,
+                may_go_on=lambda: work.clock() < stop_at,
+                said=lambda done: work.said(done, len(groups)),
+            )
 
         found = _if_it_fits(attempt, work.meter)
         if found is not None:

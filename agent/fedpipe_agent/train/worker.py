@@ -21,6 +21,7 @@ from fedpipe_agent.train.fingerprint import check_fingerprint
 from fedpipe_agent.train.ladder import down_the_bits, fewer_and_fewer
 from fedpipe_agent.train.loop import Course, Watch, measurement, train, warm_up_steps, write_reserve_s
 from fedpipe_agent.train.memory import is_out_of_memory, open_meter
+from fedpipe_agent.train.refresher import Refresher
 from fedpipe_agent.train.score import Work, bits_in_order, score
 from fedpipe_agent.train.shape import check_length, read_config, read_shape, skeleton
 from fedpipe_agent.train.step import StepSettings
@@ -47,7 +48,7 @@ EVALUATION_PART = 0.5
 
 _SURVEYED_EXAMPLES = 1000
 _PROGRESS_EVERY_S = 0.5
-_MOST_ACTIONS = 64
+_MOST_ACTIONS = 60
 """As many as a report may have."""
 
 
@@ -98,6 +99,7 @@ class Worker:
         self._tokenizer()
         self.meter = open_meter(request.device, request.memory_limit_bytes)
         self._base: Base | None = None
+        self._refresher = Refresher(request.terms, self._dataset.train, self._clock, self.meter)
         self._said_at = float("-inf")
         say(Opened(context_bytes=self.meter.context_bytes, versions=_versions()))
 
@@ -176,7 +178,9 @@ class Worker:
                 started = self._clock()
                 metrics = self._evaluate(base, request, started + EVALUATION_PART * (attempt.stop_at - started))
                 attempt.evaluation_s = (self._clock() - started) / metrics.examples
-            return self._train(base, on_base, request, attempt)
+            reply = self._train(base, on_base, request, attempt)
+            beside = on_base.factors
+        return self._refresher.after(base, beside, request, reply, attempt.stop_at)
 
     def _train(self, base: Base, on_base: Attached, request: TrainRequest, attempt: "_Round") -> TrainedReply:
         plan, settings, course = request.plan, attempt.settings, attempt.course

@@ -5,7 +5,7 @@ Pure. Silos must hold the same base; what may differ is how many labels a silo h
 
 from collections.abc import Sequence
 
-from fedpipe_profiles.contribution import Contribution
+from fedpipe_profiles.contribution import Contribution, ContributionMethod
 from fedpipe_profiles.model import BlockShape, ModelShape
 from fedpipe_wire.agent_messages import Survey
 
@@ -68,13 +68,24 @@ def commonest_base(surveys: Sequence[Survey]) -> str:
     return max(sorted(set(identities)), key=identities.count)
 
 
-def curve_problem(contribution: Contribution, shape: ModelShape, max_rank: int) -> str | None:
-    """Why curves do not fit this model, or None: there is one per weight, as long as the largest rank it may get."""
+def curve_problem(
+    contribution: Contribution, shape: ModelShape, max_rank: int, method: ContributionMethod
+) -> str | None:
+    """Why curves do not fit this run, or None.
+
+    There is one per weight, as long as the largest rank that it may get, and all are of the job's method.
+    """
+    if contribution.method != method:
+        return (
+            f"its curves are of the method {contribution.method!r}, the job's adapter.contribution is {method!r}: "
+            "update FedPipe on it"
+        )
     expected = {weight.name: min(max_rank, weight.d_out, weight.d_in) for weight in shape.weights}
     got = {name: len(curve) for name, curve in contribution.curves.items()}
     differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
     if not differing:
-        return None
+        falling = sorted(name for name, curve in contribution.curves.items() if list(curve) != sorted(curve))
+        return f"the curve of {falling[0]!r} falls, and a larger rank never contributes less" if falling else None
     name = differing[0]
     return (
         f"{len(differing)} curves do not fit the model, the first is {name!r}: "

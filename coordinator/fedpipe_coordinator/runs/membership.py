@@ -125,7 +125,8 @@ def on_scored(work: Step, member: Member, scored: Scored) -> None:
     shape = work.state.shape
     if member.contribution is not None or member.survey is None or shape is None:
         return
-    problem = curve_problem(scored.contribution, shape, work.state.job.adapter.rank_ladder[-1])
+    adapter = work.state.job.adapter
+    problem = curve_problem(scored.contribution, shape, adapter.rank_ladder[-1], adapter.contribution)
     if problem is not None:
         exclude(work, member, f"{member.name} cannot be planned: {problem}")
         return

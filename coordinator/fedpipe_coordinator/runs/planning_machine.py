@@ -8,6 +8,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
+from fedpipe_coordinator.runs import refreshing
 from fedpipe_coordinator.runs.membership import OFFLINE_GRACE_S, heard_since, is_lost, is_overdue
 from fedpipe_coordinator.runs.plan_changes import plan_change
 from fedpipe_coordinator.runs.run_events import BroadcastAdapter, MakePlans, Planned
@@ -19,6 +20,7 @@ from fedpipe_profiles.plan import Plan
 
 def begin_planning(work: Step, round_: int) -> None:
     """Go to the planning of a round; the plans are asked for as soon as enough agents are there."""
+    refreshing.follow(work)
     work.update(round=round_)
     work.to("planning")
     wait_for_agents(work)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fedpipe_coordinator.metrics import metrics_data, metrics_text
-from fedpipe_coordinator.runs import late
+from fedpipe_coordinator.runs import late, refreshing
 from fedpipe_coordinator.runs.backoff import fell_short, ran_out
 from fedpipe_coordinator.runs.refused_updates import was_refused
 from fedpipe_coordinator.runs.run_events import Fetch, Report, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
@@ -58,6 +58,7 @@ def on_evaluated(work: Step, member: Member, message: Evaluated) -> None:
 
 def on_trained(work: Step, member: Member, message: Trained) -> None:
     """An agent finished training; its update is fetched, unless it is not wanted, of which the agent is told."""
+    message, measured = refreshing.without_curves(message)
     reason = _unwanted(work.state, member, message)
     if reason is not None and message.update.sha256 in member.taken:
         acknowledge(work, member.name, message.round, message.update.sha256)
@@ -80,6 +81,7 @@ def on_trained(work: Step, member: Member, message: Trained) -> None:
         if "memory_cap_bytes" in update:
             text += f"; its plan did not fit: {'; '.join(message.actions) or 'it says no more'}"
         work.note("trained", text, agent=member.name, data={"actions": list(message.actions)})
+        refreshing.on_refresh(work, member.name, measured)
     work.do(Fetch(member.name, message.round, message.update))
 
 

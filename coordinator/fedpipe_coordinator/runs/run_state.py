@@ -125,6 +125,8 @@ class Member(Value):
     note: str = ""
     survey: Survey | None = None
     contribution: Contribution | None = None
+    refreshed: NonNegativeInt = Field(default=0, description="the last round whose refreshed contribution was judged")
+    refused_refreshes: NonNegativeInt = Field(default=0, description="how many of those could not be used")
     measurements: tuple[StepMeasurement, ...] = ()
     memory_cap_bytes: int | None = None
     backoff: Backoff = Backoff()
@@ -174,6 +176,7 @@ class RunState(Value):
     labels: tuple[str, ...] = ()
     shape: ModelShape | None = None
     curves: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    curves_moved: bool = Field(default=False, description="contributions were refreshed since the curves were averaged")
     adapter: BlobRef | None = None
     former: BlobRef | None = Field(default=None, description="the adapter that the round before was trained from")
     deadline_s: float = 0.0

@@ -82,7 +82,14 @@ def train_task(state: RunState, member: Member) -> TrainTask | None:
         labels=state.labels,
         adapter=state.adapter,
         plan=member.plan,
+        score_batches=state.job.train.score_batches if refresh_due(state) else 0,
     )
+
+
+def refresh_due(state: RunState) -> bool:
+    """Whether contributions are measured again in this round: every `refresh_rounds`, but after none that is last."""
+    every = state.job.adapter.refresh_rounds
+    return every > 0 and state.round % every == 0 and state.round < state.job.rounds.number
 
 
 def score_task(state: RunState) -> ScoreTask:

@@ -1,0 +1,212 @@
+"""One fine-tuning with adapters of a given size, for `benchmarks.contribution`.
+
+Owns the data, the ways to choose weights and ranks, and the training. Measuring contribution, choosing, attaching and
+training are the agents' and the planner's own functions.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedpipe_agent.train.adapters import TRAINED, Attached, Factors, attached
+from fedpipe_agent.train.base import Base, load_base, quiet_libraries
+from fedpipe_agent.train.contribution import orthonormal_rows
+from fedpipe_agent.train.contribution_methods import measure_contribution
+from fedpipe_agent.train.data import Encoder, batches, sample
+from fedpipe_agent.train.evaluate import evaluate
+from fedpipe_agent.train.loop import Watch, train, warm_up_steps
+from fedpipe_agent.train.memory import open_meter
+from fedpipe_agent.train.shape import read_shape
+from fedpipe_agent.train.step import StepSettings
+from fedpipe_data.examples import CausalExample, Example
+from fedpipe_data.tables import read_rows
+from fedpipe_profiles.contribution import ContributionMethod
+from fedpipe_profiles.model import ModelShape, WeightShape
+from fedpipe_profiles.planning.milp import Knapsack, solve
+from fedpipe_profiles.planning.problem import JobProblem
+
+METHODS = ("gradient-sketch", "sensitivity", "all-linear", "query-value", "random")
+FULL_RANK = 8
+"""All-linear at this rank is the whole of which a budget is a share."""
+LADDER = (1, 2, 4, 8, 16, 32)
+SCORE_BATCHES = 4
+_QUERY_VALUE = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A model and its data, as folders and files below the data's folder."""
+
+    model: str
+    rows: str
+    held_out: str
+    sequence_length: int
+    batch_size: int
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """What must be there."""
+        return self.model, self.rows, self.held_out
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "e2e": Setting("models/TinyStories-656K", "e2e/train.jsonl", "e2e/dev.jsonl", 96, 8),
+    "e2e-260k": Setting("models/stories260k", "e2e/train.jsonl", "e2e/dev.jsonl", 192, 8),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long one fine-tuning is, and how much is held out."""
+
+    steps: int = 150
+    held_out_examples: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of one."""
+
+    loss: float
+    parameters: int
+    ranks: dict[str, int]
+
+
+def within_budget(shape: ModelShape, curves: Mapping[str, tuple[float, ...]], budget: int) -> dict[str, int]:
+    """Ranks with the most contribution for a number of trainable parameters, by the planner's exact knapsack."""
+    problem = JobProblem(
+        shape=shape,
+        curves=curves,
+        rank_ladder=LADDER,
+        batch_sizes=(1,),
+        global_rank=LADDER[-1],
+        sequence_length=1,
+        task="causal-lm",
+        examples_per_round=1,
+        evaluation_examples=1,
+        learning_rate=1.0,
+        scale=1.0,
+        seed=0,
+    )
+    items = problem.increments
+    costs, room = items.parameters[None, :], np.array([float(budget)])
+    chosen = solve(Knapsack(items.gains, costs, room, items.previous)).chosen
+    ranks: dict[str, int] = {}
+    for item in np.flatnonzero(chosen):
+        name = items.names[items.weight[item]]
+        ranks[name] = ranks.get(name, 0) + int(items.ranks[item])
+    return ranks
+
+
+def evenly(weights: Sequence[WeightShape], budget: int) -> dict[str, int]:
+    """The same rank on all of these weights, and one more on the first ones, as far as the budget goes."""
+    ranks = {weight.name: 0 for weight in weights}
+    left = budget
+    while fitting := [w for w in weights if w.d_in + w.d_out <= left]:
+        lowest = min(fitting, key=lambda w: ranks[w.name])
+        ranks[lowest.name] += 1
+        left -= lowest.d_in + lowest.d_out
+    return {name: rank for name, rank in ranks.items() if rank}
+
+
+def at_random(weights: Sequence[WeightShape], budget: int, seed: int) -> dict[str, int]:
+    """One component after another on a weight drawn at random, until none fits any more."""
+    draw, left = random.Random(f"ranks/{seed}"), budget
+    ranks: dict[str, int] = {}
+    while fitting := [w for w in weights if w.d_in + w.d_out <= left]:
+        drawn = draw.choice(fitting)
+        ranks[drawn.name] = ranks.get(drawn.name, 0) + 1
+        left -= drawn.d_in + drawn.d_out
+    return ranks
+
+
+class Bench:
+    """The base, loaded once, and its examples.
+
+    Args:
+        setting: Which.
+        data: The folder that it is in.
+        effort: How long each run is.
+    """
+
+    def __init__(self, setting: Setting, data: Path, effort: Effort) -> None:
+        quiet_libraries()
+        torch.set_num_threads(1)
+        self._setting, self._effort = setting, effort
+        folder = data / setting.model
+        self.shape = read_shape(folder, "causal-lm", ())
+        self._meter = open_meter("cpu", 64 << 30)
+        self.base: Base = load_base(folder, "causal-lm", (), bits=32, device="cpu", seed=0, meter=self._meter)
+        self._encoder = Encoder(self.base.tokenizer, (), setting.sequence_length)
+        self._train, self._held_out = (_examples(data / path) for path in (setting.rows, setting.held_out))
+        self.curves = cache(self._curves)
+
+    def run(self, name: str, budget: float, learning_rate: float, seed: int) -> Run:
+        """Fine-tune with the weights and ranks that `name` chooses for a share of all-linear at rank 8."""
+        whole = FULL_RANK * sum(weight.d_in + weight.d_out for weight in self.shape.weights)
+        ranks = self.ranks(name, int(budget * whole), seed)
+        factors = {name: self._fresh(name, rank, seed) for name, rank in ranks.items()}
+        with attached(self.base, {TRAINED: factors}, scale=1.0) as on_base:
+            self._fit(on_base, learning_rate, seed)
+            return Run(self._loss(seed), on_base.trainable_parameters, ranks)
+
+    def ranks(self, name: str, budget: int, seed: int) -> dict[str, int]:
+        """Weights and ranks of at most `budget` trainable parameters."""
+        weights = self.shape.weights
+        match name:
+            case "gradient-sketch" | "sensitivity":
+                return within_budget(self.shape, self.curves(name, seed), budget)
+            case "query-value":
+                return evenly([w for w in weights if w.name.endswith(_QUERY_VALUE)], budget)
+            case "random":
+                return at_random(weights, budget, seed)
+            case _:
+                return evenly(weights, budget)
+
+    def _curves(self, method: ContributionMethod, seed: int) -> dict[str, tuple[float, ...]]:
+        size = self._setting.batch_size
+        return measure_contribution(
+            self.base,
+            method,
+            list(batches(self._train, self._encoder, batch_size=size, wanted=SCORE_BATCHES * size, seed=seed)),
+            max_rank=LADDER[-1],
+            seed=seed,
+            sequence_length=self._setting.sequence_length,
+        ).curves
+
+    def _fresh(self, name: str, rank: int, seed: int) -> Factors:
+        weight = self.base.weights[name]
+        rows = orthonormal_rows(min(rank, weight.d_in), weight.d_in, f"adapter/{seed}/{name}")
+        return Factors(rows, torch.zeros(weight.d_out, len(rows)))
+
+    def _fit(self, on_base: Attached, learning_rate: float, seed: int) -> None:
+        size, steps = self._setting.batch_size, self._effort.steps
+        train(
+            self.base,
+            on_base,
+            batches(self._train, self._encoder, batch_size=size, wanted=steps * size, seed=seed + 1),
+            settings=StepSettings(
+                sequence_length=self._setting.sequence_length,
+                learning_rate=learning_rate,
+                warm_up_steps=warm_up_steps(steps),
+                micro_batch=size,
+                checkpointing=False,
+            ),
+            seed=seed,
+            watch=Watch(clock=lambda: 0.0, stop_at=1.0, meter=self._meter),
+        )
+
+    def _loss(self, seed: int) -> float:
+        length = self._setting.sequence_length
+        held_out = sample(self._held_out, self._effort.held_out_examples, seed)
+        groups = list(batches(held_out, self._encoder, batch_size=64, wanted=len(held_out), seed=0))
+        return evaluate(self.base, groups, sequence_length=length, meter=self._meter).loss
+
+
+def _examples(path: Path) -> list[Example]:
+    return [CausalExample(str(row.values["mr"]), str(row.values["ref"])) for row in read_rows(path, "jsonl")]

@@ -1,0 +1,51 @@
+"""The comparison of ways to choose weights keeps to its budget, and without its data it says so."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from planning_fleet import falling_curves, tiny_model
+
+from benchmarks.contribution import EXIT_NO_DATA, main
+from benchmarks.contribution_bench import LADDER, at_random, evenly, within_budget
+
+SHAPE = tiny_model()
+WIDTHS = {weight.name: weight.d_in + weight.d_out for weight in SHAPE.weights}
+
+
+def spent(ranks: dict[str, int]) -> int:
+    return sum(rank * WIDTHS[name] for name, rank in ranks.items())
+
+
+@given(st.integers(16, 2000), st.integers(0, 100))
+def test_every_way_spends_the_budget_and_no_more(budget: int, seed: int) -> None:
+    for ranks in (evenly(SHAPE.weights, budget), at_random(SHAPE.weights, budget, seed)):
+        assert budget - min(WIDTHS.values()) < spent(ranks) <= budget
+    assert spent(within_budget(SHAPE, falling_curves(SHAPE, 4, seed), budget)) <= budget
+
+
+@given(st.integers(80, 2000))
+def test_even_ranks_differ_by_one_step_at_most_while_all_weights_fit(budget: int) -> None:
+    ranks = evenly(SHAPE.weights, budget // sum(WIDTHS.values()) * sum(WIDTHS.values()))
+    assert len(set(ranks.values())) <= 1
+
+
+@pytest.mark.parametrize(("budget", "seed"), list(product((60, 130, 300), (0, 1))))
+def test_the_chosen_ranks_have_the_most_contribution_of_all_that_fit(budget: int, seed: int) -> None:
+    curves = falling_curves(SHAPE, 4, seed)
+    ladder = [0, *(rank for rank in LADDER if rank <= 4)]
+
+    def captured(ranks: dict[str, int]) -> float:
+        return sum(curves[name][rank - 1] for name, rank in ranks.items() if rank)
+
+    combinations = (dict(zip(WIDTHS, ranks, strict=True)) for ranks in product(ladder, repeat=len(WIDTHS)))
+    best = max(captured(ranks) for ranks in combinations if spent(ranks) <= budget)
+    np.testing.assert_allclose(captured(within_budget(SHAPE, curves, budget)), best, rtol=1e-9)
+
+
+def test_without_its_data_it_says_what_is_missing_and_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(tmp_path)]) == EXIT_NO_DATA
+    assert f"{tmp_path} has no models/TinyStories-656K" in capsys.readouterr().err

@@ -95,9 +95,11 @@ def test_an_agent_tells_a_change_once_and_a_steady_machine_nothing(tmp_path: Pat
     free = {"mib": 1000.0}
     machine.start()
     assert machine.daemon is not None
-    machine.daemon._freshness = Freshness(
-        lambda profile, _: lending(free["mib"]).model_copy(update={"link": profile.link})
-    )
+
+    def measure(profile: DeviceProfile, _: int | None) -> DeviceProfile:
+        return lending(free["mib"]).model_copy(update={"link": profile.link})
+
+    machine.daemon._freshness = Freshness(measure)
     told: list[float] = []
     say = machine.daemon._mouth.say
 

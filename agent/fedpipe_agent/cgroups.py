@@ -24,8 +24,8 @@ class CgroupLimits:
 def read_cgroup_limits(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> CgroupLimits:
     """Read the limits of this process.
 
-    Memory that only holds file contents which the kernel can drop (`inactive_file`, `active_file`) counts as free, as in
-    the machine's own figure, or a model file that was read, and a trainer's libraries, would count as used.
+    Memory that only holds file contents which the kernel can drop (`inactive_file`, `active_file`) counts as free, as
+    in the machine's own figure. Else a model file that was read, and a trainer's libraries, would count as used.
 
     Args:
         proc: Where procfs is mounted.

@@ -24,8 +24,8 @@ class CgroupLimits:
 def read_cgroup_limits(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> CgroupLimits:
     """Read the limits of this process.
 
-    Memory that only holds file contents which the kernel can drop (`inactive_file`) counts as free, or a model file
-    that was read once would count as used.
+    Memory that only holds file contents which the kernel can drop (`inactive_file`, `active_file`) counts as free, as
+    in the machine's own figure. Else a model file that was read, and a trainer's libraries, would count as used.
 
     Args:
         proc: Where procfs is mounted.
@@ -35,13 +35,13 @@ def read_cgroup_limits(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cg
     frees: list[int] = []
     processors: list[float] = []
     for group in _unified_groups(proc, root):
-        usage = _used(group, "memory.current", "inactive_file")
+        usage = _used(group, "memory.current", ("inactive_file", "active_file"))
         for name in ("memory.max", "memory.high"):
             _add_memory(group / name, usage, totals, frees)
         quota, _, period = _text(group / "cpu.max").partition(" ")
         _add_quota(quota, period, processors)
     for group in _groups(proc, root, "memory"):
-        usage = _used(group, "memory.usage_in_bytes", "total_inactive_file")
+        usage = _used(group, "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
         _add_memory(group / "memory.limit_in_bytes", usage, totals, frees)
     for group in _groups(proc, root, "cpu"):
         _add_quota(_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us"), processors)
@@ -100,12 +100,12 @@ def _upwards(mount: Path, path: str) -> Iterator[Path]:
     yield mount
 
 
-def _used(group: Path, name: str, droppable: str) -> int | None:
+def _used(group: Path, name: str, droppable: tuple[str, ...]) -> int | None:
     used = _number(_text(group / name))
     if used is None:
         return None
     statistics = dict(line.split(" ", 1) for line in _text(group / "memory.stat").splitlines() if " " in line)
-    return max(0, used - (_number(statistics.get(droppable, "")) or 0))
+    return max(0, used - sum(_number(statistics.get(each, "")) or 0 for each in droppable))
 
 
 def _add_memory(limit_file: Path, usage: int | None, totals: list[int], frees: list[int]) -> None:

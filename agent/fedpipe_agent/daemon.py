@@ -20,6 +20,7 @@ from fedpipe_agent.cgroups import read_oom_kills
 from fedpipe_agent.checks import Setup
 from fedpipe_agent.ears import Chunk
 from fedpipe_agent.errors import StateFolderError, TurnedAwayError, unusable
+from fedpipe_agent.freshness import Freshness, Measure
 from fedpipe_agent.hands import Hands
 from fedpipe_agent.identity import Identity
 from fedpipe_agent.introduction import Introduction, link_text
@@ -29,9 +30,9 @@ from fedpipe_agent.seals import Seals
 from fedpipe_agent.shelf import Shelf
 from fedpipe_agent.state import AgentState
 from fedpipe_agent.state_folder import StateFolder
-from fedpipe_agent.trainer_seat import FromTrainer, TrainerSeat
+from fedpipe_agent.trainer_seat import FromTrainer, TrainerSeat, ends_work
 from fedpipe_agent.upkeep import Upkeep
-from fedpipe_profiles.device import DeviceProfile
+from fedpipe_profiles.device import MIB, DeviceProfile
 from fedpipe_wire.agent_messages import BlobMissing, Profile
 from fedpipe_wire.blob_bits import BlobError
 from fedpipe_wire.blob_outcomes import BlobArrived, BlobFailed, BlobWanted
@@ -68,6 +69,7 @@ class Daemon:
         clock: monotonic seconds, the only clock that a task's time is taken by.
         moment: this moment, by all clocks; what the journal says of when.
         oom_kills: how many processes the kernel has killed for memory so far.
+        measure: measures again what changes on this machine; None leaves the profile as it is.
     """
 
     def __init__(  # noqa: PLR0913 - each of the world's parts comes in by itself
@@ -84,6 +86,7 @@ class Daemon:
         clock: Callable[[], float] = time.monotonic,
         moment: Callable[[], Moment] = read_moment,
         oom_kills: Callable[[], int] = read_oom_kills,
+        measure: Measure | None = None,
     ) -> None:
         transport = AuditedTransport(transport, record)
         self._identity, self._transport, self._folder, self._log = identity, transport, folder, log
@@ -101,6 +104,7 @@ class Daemon:
         self._mouth.spent = self._shelf.sender.spend
         self._seat = TrainerSeat(folder.trainer_log, lambda item: transport.events.put(Posted(item)), oom_kills)
         self._hands = Hands(self._mouth, self._shelf, self._seat, log)
+        self._freshness = Freshness(measure)
         self._held: deque[CoordinatorMessage] = deque(maxlen=MAX_HELD)
         self._resumed = False
         self._asked_in_vain = False
@@ -170,6 +174,8 @@ class Daemon:
         if within != self._state.setup.within_hours:
             self._state = replace(self._state, setup=replace(self._state.setup, within_hours=within))
         self._apply(ev.Ticked())
+        if not self._state.in_hand and self._freshness.is_due(now):
+            self._look_again(now)
         times = [self._shelf.receiver.tick(now), ad.wake_at(self._admission)]
         if self._mouth.open:
             self._introduce(self._introduction.tick(now))
@@ -199,6 +205,8 @@ class Daemon:
             case Posted(item):
                 heard = self._seat.heard(item) if isinstance(item, FromTrainer) else None
                 if heard is not None:
+                    if ends_work(heard):  # the next plan is made of what is free now
+                        self._look_again(self._clock())
                     self._apply(heard)
         self._transfers()
 
@@ -241,7 +249,17 @@ class Daemon:
             case _:
                 self._apply(ev.TaskCame(message))
 
+    def _look_again(self, now: float) -> None:
+        profile = self._freshness.look(self._state.setup.profile, self._seat.pid, now)
+        self._state = replace(self._state, setup=replace(self._state.setup, profile=profile))
+        self._introduction.renew(profile)
+        if self._freshness.is_news(profile) and self._mouth.say(Profile(profile=profile)):
+            self._freshness.said(profile)
+            self._log(f"this machine has changed: {profile.memory_limit_bytes() / MIB:.0f} MiB for a trainer now")
+
     def _transfers(self) -> None:
+        sender = self._shelf.sender
+        self._freshness.transfers(sender.acknowledged_bytes, self._clock(), busy=sender.in_flight > 0)
         for outcome in self._shelf.receiver.take():
             match outcome:
                 case BlobWanted(_, sha256, bitmap):
@@ -297,4 +315,5 @@ class Daemon:
         if profile != self._state.setup.profile:
             self._log(link_text(profile))
         self._state = replace(self._state, setup=replace(self._state.setup, profile=profile))
-        self._mouth.say(Profile(profile=profile))
+        if self._mouth.say(Profile(profile=profile)):
+            self._freshness.said(profile)

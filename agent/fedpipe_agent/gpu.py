@@ -34,6 +34,19 @@ def describe_gpu(nvml: Any, host: Host, environment: Mapping[str, str]) -> Accel
     return _with_gpu(nvml, environment, lambda handle: _describe(nvml, handle, host))
 
 
+def used_by(nvml: Any, environment: Mapping[str, str], pid: int) -> int | None:
+    """Bytes that a process holds on the GPU that a trainer will use; None where the driver does not tell.
+
+    Within a container the driver may name processes by other numbers than those that are known inside.
+    """
+    return _with_gpu(nvml, environment, lambda handle: _held(nvml, handle, pid))
+
+
+def _held(nvml: Any, handle: Any, pid: int) -> int | None:
+    processes = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
+    return next((each.usedGpuMemory for each in processes if each.pid == pid), None)
+
+
 def theoretical_rates(nvml: Any, environment: Mapping[str, str]) -> Rates | None:
     """The GPU's fp32 and memory rates by its core count, bus width and highest clocks, for want of a measurement.
 

@@ -33,6 +33,10 @@ class Introduction:
         self.profile = self.profile.model_copy(update={"link": self._probe.link})
         return self.profile
 
+    def renew(self, profile: DeviceProfile) -> None:
+        """What is measured since stands in place of what was said; a link that is still being measured comes to it."""
+        self.profile = profile
+
     def welcomed(self, *, resumed: bool) -> DeviceProfile | None:
         """The session is let in again; a broker that has lost the session has lost the retained profile too."""
         again, self._stale = self._stale or not resumed, False

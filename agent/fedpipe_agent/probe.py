@@ -17,7 +17,7 @@ import psutil
 import pynvml
 
 from fedpipe_agent.cgroups import CgroupLimits, read_cgroup_limits
-from fedpipe_agent.gpu import describe_gpu, theoretical_rates
+from fedpipe_agent.gpu import describe_gpu, theoretical_rates, used_by
 from fedpipe_agent.rates import Rates, RatesError, measure_in_subprocess
 from fedpipe_profiles.device import Accelerator, Bits, DeviceProfile, Host, Limits, Link
 
@@ -216,6 +216,51 @@ def probe_device(
         raise ProbeError(_NO_GPU + "; ".join(measured.notes))
     profile = build_profile(agent, measured, limits=limits, datasets=datasets, link=link, versions=probe_versions())
     return profile, measured.notes
+
+
+def measure_again(
+    profile: DeviceProfile,
+    trainer: int | None,
+    *,
+    proc: Path = Path("/proc"),
+    cgroup: Path = Path("/sys/fs/cgroup"),
+    memory: Callable[[], Any] = psutil.virtual_memory,
+    nvml: Any = pynvml,
+) -> DeviceProfile:
+    """The same profile with the memory that is free now; takes milliseconds.
+
+    What a warm trainer of this agent holds is not taken by others: it counts as free. Where the driver does not tell
+    how much of a GPU that is, the figure from before stands.
+
+    Args:
+        profile: As measured before.
+        trainer: The process of that trainer, if there is one.
+        proc: Where procfs is mounted.
+        cgroup: Where the control groups are mounted.
+        memory: Returns an object with `total` and `available`, in bytes.
+        nvml: The pynvml module, or an object with its functions.
+    """
+    own = 0 if trainer is None else _anonymous_bytes(proc, trainer)
+    now = probe_host(proc, cgroup, memory=memory)
+    host = profile.host.model_copy(update={"free_bytes": min(now.total_bytes, now.free_bytes + own)})
+    gpu = profile.accelerator
+    found = None if gpu is None else describe_gpu(nvml, host, os.environ)
+    if gpu is None or found is None or found.name != gpu.name:
+        return profile.model_copy(update={"host": host})
+    held = 0 if trainer is None or found.unified_memory else used_by(nvml, os.environ, trainer)
+    free = gpu.free_bytes if held is None else min(found.total_bytes, found.free_bytes + held)
+    return profile.model_copy(update={"host": host, "accelerator": gpu.model_copy(update={"free_bytes": free})})
+
+
+def _anonymous_bytes(proc: Path, pid: int) -> int:
+    """What a process holds that the kernel cannot drop; 0 where it is gone. Its files' pages count as available."""
+    try:
+        text = (proc / str(pid) / "status").read_text()
+    except OSError:
+        return 0
+    sizes = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    kib = [sizes.get(name, "0 kB").split() for name in ("RssAnon", "RssShmem")]
+    return sum(int(words[0]) * 1024 for words in kib if words and words[0].isdigit())
 
 
 def _processor_rates(

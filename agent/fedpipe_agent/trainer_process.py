@@ -83,6 +83,11 @@ class TrainerProcess:
         self._thread = threading.Thread(target=self._read, name="trainer", daemon=True)
         self._thread.start()
 
+    @property
+    def pid(self) -> int:
+        """The child's process."""
+        return self._child.pid
+
     def ask(self, request: Request) -> None:
         """Send a request. If the child is gone nothing happens: its end is posted by the reader."""
         assert self._child.stdin is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedpipe_agent.agent_events import TrainerEnded, TrainerReplied
 from fedpipe_agent.errors import StateFolderError
 from fedpipe_agent.trainer_process import TrainerProcess
-from fedpipe_agent.trainer_protocol import OpenRequest, Request
+from fedpipe_agent.trainer_protocol import ErrorReply, OpenRequest, Request, ScoredReply, Surveyed, TrainedReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,11 @@ class TrainerSeat:
     def taken(self) -> bool:
         """Whether a trainer sits here."""
         return self._trainer is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The trainer's process, if one sits here."""
+        return None if self._trainer is None else self._trainer.pid
 
     def ask(self, request: Request) -> None:
         """Send a request; the first one of a run starts a process. Nothing happens where there is none.
@@ -81,3 +86,10 @@ class TrainerSeat:
 
     def _heard(self, number: int, event: TrainerReplied | TrainerEnded) -> None:
         self._post(FromTrainer(number, event))
+
+
+def ends_work(event: TrainerReplied | TrainerEnded) -> bool:
+    """Whether a trainer has nothing in its hands after this."""
+    return isinstance(event, TrainerEnded) or isinstance(
+        event.reply, Surveyed | ScoredReply | TrainedReply | ErrorReply
+    )

@@ -58,8 +58,9 @@ def describe(state: RunState, trouble: str = "") -> dict[str, Any]:
         "agents": {member.name: member.standing for member in state.members.values()},
         "initial_metric": metrics_data(state.initial_metric) or None,
         "final_metric": metrics_data(state.final_metric) or None,
+        "replanned": {name: m.replanned for name, m in sorted(state.members.items()) if m.replanned},
         "failure": state.failure,
-        "note": state.note or trouble or _delays(state),
+        "note": state.note or trouble or _delays(state) or _replanned(state),
     }
 
 
@@ -70,6 +71,12 @@ def _delays(state: RunState) -> str:
         for name, member in sorted(state.members.items())
         if state.open and member.fetch_at is not None and member.note
     )
+
+
+def _replanned(state: RunState) -> str:
+    """How the plans of this round differ from those before, and why."""
+    changes = [f"{name}: {m.replanned}" for name, m in sorted(state.members.items()) if state.open and m.replanned]
+    return "; ".join(changes)
 
 
 def _run(service: "Service", data: dict[str, Any]) -> dict[str, Any]:

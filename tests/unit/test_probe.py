@@ -108,9 +108,9 @@ CGROUPS: dict[str, tuple[str, dict[str, str], tuple[int, int, int]]] = {
         {
             "a/memory.max": f"{8 * GIB}",
             "a/memory.current": f"{7 * GIB}",
-            "a/memory.stat": f"anon 5\ninactive_file {4 * GIB}\nactive_file 7\n",
+            "a/memory.stat": f"anon 5\ninactive_file {4 * GIB}\nactive_file {GIB // 2}\n",
         },
-        (8, 8 * GIB, 5 * GIB),
+        (8, 8 * GIB, 5 * GIB + GIB // 2),
     ),
     "version 2, over its limit": (
         "0::/a",

@@ -17,7 +17,7 @@ from fedpipe_agent.daemon import Daemon
 from fedpipe_agent.identity import Identity
 from fedpipe_agent.passport import Enrolled, Unsigned
 from fedpipe_agent.preflight import check
-from fedpipe_agent.probe import probe_device
+from fedpipe_agent.probe import measure_again, probe_device
 from fedpipe_agent.seals import Seals
 from fedpipe_agent.state_folder import StateFolder
 from fedpipe_profiles.device import MIB
@@ -74,6 +74,7 @@ def run(
             seals=seals,
             record=AuditRecord(folder.path, settings.audit.max_mib * MIB, settings.name, log=_log),
             within_hours=lambda when: within_hours(settings.limits, when.time()),
+            measure=measure_again,
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.request_stop())

@@ -15,7 +15,7 @@ import torch
 from fedpipe_agent.train.adapters import Attached, attached, read_plan, write_update
 from fedpipe_agent.train.base import Base, load_base, load_tokenizer, locate, quiet_libraries
 from fedpipe_agent.train.data import Encoded, Encoder, batches, mean_padded_tokens, sample
-from fedpipe_agent.train.errors import MemoryExceededError, ModelError, TrainerError
+from fedpipe_agent.train.errors import MemoryExceededError, ModelError, OutOfTimeError, TrainerError
 from fedpipe_agent.train.evaluate import evaluate
 from fedpipe_agent.train.fingerprint import check_fingerprint
 from fedpipe_agent.train.ladder import down_the_bits, fewer_and_fewer
@@ -157,12 +157,16 @@ class Worker:
         received = self._clock()
         self._relimit(request)
         attempt = _Round(self._settings(request), received + request.budget_s)
-        reply = down_the_bits(
-            self._rungs(request),
-            lambda bits: self._train_at(bits, request, attempt),
-            self.forget,
-            attempt.settings.actions,
-        )
+        tried = attempt.settings.actions
+        try:
+            reply = down_the_bits(
+                self._rungs(request), lambda bits: self._train_at(bits, request, attempt), self.forget, tried
+            )
+        except OutOfTimeError as error:
+            if not tried:
+                raise
+            # another plan of this size would end the same way: it is for memory that no time was left
+            raise MemoryExceededError(f"{'; '.join(tried)}; {error}", self.meter.peak_bytes()) from None
         self._say(reply.model_copy(update={"compute_s": self._clock() - received}))
 
     def _train_at(self, bits: Bits, request: TrainRequest, attempt: "_Round") -> TrainedReply:

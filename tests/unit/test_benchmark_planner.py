@@ -20,7 +20,7 @@ def test_the_shapes_are_those_of_llama_2_7b() -> None:
 @pytest.mark.parametrize("kind", FLEETS)
 def test_every_choice_is_near_its_bound(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     large = effort(1000)
-    monkeypatch.setattr("fedpipe_profiles.planning.planner.effort", lambda kinds: large)
+    monkeypatch.setattr("fedpipe_profiles.planning.planner.effort", lambda _: large)
     found = planner.measure(25, 907, kind, 600.0)
     assert found["planned"] >= 10
     assert found["worst_gap"] <= 0.005

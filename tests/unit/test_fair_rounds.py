@@ -64,7 +64,7 @@ def test_the_automatic_deadline_does_not_wait_for_a_share_out_of_reach() -> None
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_is_from_0_to_1(share: float) -> None:
-    with pytest.raises(PlanningError, match="least share is .*from 0 to 1"):
+    with pytest.raises(PlanningError, match=r"least share is .*from 0 to 1"):
         _job(share)
 
 

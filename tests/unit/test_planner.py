@@ -24,6 +24,7 @@ from fedpipe_profiles.costs.step import StepConfig
 from fedpipe_profiles.costs.timing import DEFAULT_TIMING, device_rates, predict_step_s
 from fedpipe_profiles.device import MIB
 from fedpipe_profiles.plan import NoPlan, Plan
+from fedpipe_profiles.planning.dynamic import best_of_one_row
 from fedpipe_profiles.planning.milp import Knapsack, greedy, solve
 from fedpipe_profiles.planning.options import FIDELITY, TIME_SLACK, prepare
 from fedpipe_profiles.planning.planner import plan_device, plan_round
@@ -65,6 +66,31 @@ def test_solve_equals_exhaustive_search_and_greedy_stays_below(seed: int) -> Non
     quick = greedy(problem)
     assert problem.holds(quick)
     assert 0.6 * best <= float(problem.gains @ quick) <= best + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_one_row_is_solved_exactly_with_equal_costs_too(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    problem = _random_knapsack(seed)
+    costs = random.integers(1, 4, size=(1, 11)).astype(np.float64)
+    problem = replace(problem, costs=costs, budgets=np.array([float(random.integers(0, 20))]))
+    every = [np.array(choice) for choice in itertools.product((False, True), repeat=11)]
+    best = max(float(problem.gains @ choice) for choice in every if problem.holds(choice))
+    chosen = best_of_one_row(problem.gains, costs[0], float(problem.budgets[0]), problem.previous)
+    assert chosen is not None
+    assert problem.holds(chosen)
+    assert problem.gains @ chosen == pytest.approx(best)
+    assert solve(problem).bound == pytest.approx(best)
+
+
+def test_too_many_different_sums_are_left_to_branch_and_bound() -> None:
+    random = np.random.default_rng(0)
+    count = 40
+    gains = costs = random.uniform(1, 2, count)  # no choice is both dearer and worse than another
+    alone = np.full(count, -1)
+    assert best_of_one_row(gains, costs, 30.0, alone) is None
+    solution = solve(Knapsack(gains, costs[None, :], np.array([30.0]), alone))
+    assert solution.gain == pytest.approx(solution.bound, rel=1e-3)
 
 
 # --- the whole problem ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+from fedpipe_profiles.planning.dynamic import best_of_one_row
 from fedpipe_profiles.planning.frontier import Floats, Integers
 
 Mask = npt.NDArray[np.bool_]
@@ -76,11 +77,19 @@ def greedy(problem: Knapsack) -> Mask:
 def solve(problem: Knapsack, enough: float = 0.0) -> Solution:
     """Solve exactly by branch and bound; on very hard instances the best found, with the bound that is proved.
 
-    With `enough`, what gains less than the best by no more than that will do.
+    Where a single row can bind, dynamic programming does it, if its costs add up to few different sums. With `enough`,
+    what gains less than the best by no more than that will do.
 
     HiGHS keeps a row to a relative 1e-6 only. Where its choice is over a budget by that much, it is asked again with
     budgets smaller by 1e-5.
     """
+    binding = np.flatnonzero(problem.costs.sum(axis=1) > problem.budgets)
+    if len(binding) == 1:
+        row = int(binding[0])
+        found = best_of_one_row(problem.gains, problem.costs[row], float(problem.budgets[row]), problem.previous)
+        if found is not None:
+            gain = float(problem.gains @ found)
+            return Solution(found, gain, gain)
     incumbent = greedy(problem)
     gain = float(problem.gains @ incumbent)
     chosen, bound = _highs(problem, 1.0, enough)

@@ -9,6 +9,9 @@ from pydantic import Field
 
 from fedpipe_profiles.values import Count, PositiveSize, Share, Size, Value
 
+_MOST_PLACES = 8
+"""Norms or dropouts of one layer; known architectures have at most 4."""
+
 
 class WeightShape(Value):
     """One linear layer's matrix, `(d_out, d_in)`; `name` is the module's dotted path in the plain model."""
@@ -43,8 +46,8 @@ class BlockShape(Value):
     """How one transformer layer computes, as far as its cost in memory and time depends on it."""
 
     norm: Literal["layer", "rms"]
-    norms: PositiveSize = Field(
-        default=2, description="over the hidden width, per layer; 4 where outputs have their own"
+    norms: int = Field(
+        default=2, gt=0, le=_MOST_PLACES, description="over the hidden width, per layer; 4 where outputs have their own"
     )
     head_norms: bool = Field(default=False, description="queries and keys are normalised per head")
     key_value_heads: PositiveSize = Field(description="fewer than the heads where they are grouped")
@@ -55,6 +58,13 @@ class BlockShape(Value):
     hidden_dropout: Share = 0.0
     attention_dropout: Share = 0.0
     window: Size = Field(default=0, description="tokens that attention looks back, where all layers do alike; else 0")
+    parallel: bool = Field(default=False, description="attention and feed-forward part read the same input")
+    hidden_dropouts: int = Field(
+        default=2, ge=0, le=_MOST_PLACES, description="places of a layer where the hidden dropout acts"
+    )
+    embedding_dropout: Share = Field(default=0.0, description="after the embeddings")
+    score_cap: bool = Field(default=False, description="attention scores are bounded by a tanh")
+    logit_cap: bool = Field(default=False, description="the model's output is bounded by a tanh")
 
 
 class ModelShape(Value):

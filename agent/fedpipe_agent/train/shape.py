@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fedpipe_agent.train.errors import ModelError
 from fedpipe_agent.train.fingerprint import fingerprint
-from fedpipe_profiles.model import ModelShape, ParameterShape, WeightShape
+from fedpipe_profiles.architectures.shape import ArchitectureError, shape_of
+from fedpipe_profiles.model import BlockShape, ModelShape, ParameterShape, WeightShape
 
 Task = Literal["causal-lm", "sequence-classification"]
 
@@ -133,7 +134,7 @@ def read_shape(folder: Path, task: Task, labels: Sequence[str], *, trusted: bool
     total = sum(parameter.numel() for parameter in parameters.values())
     counted = sum(weight.parameters for weight in weights) + sum(parameter.parameters for parameter in head)
     text = config.get_text_config()
-    return ModelShape(
+    shape = ModelShape(
         model_type=config.model_type,
         layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
@@ -147,6 +148,17 @@ def read_shape(folder: Path, task: Task, labels: Sequence[str], *, trusted: bool
         fused_attention=model.config._attn_implementation != "eager",  # noqa: SLF001 - no public accessor
         fingerprint=fingerprint(folder),
     )
+    return shape.model_copy(update={"block": _block(config, shape, task, len(labels))})
+
+
+def _block(config: Any, shape: ModelShape, task: Task, labels: int) -> BlockShape | None:
+    """How a layer computes, as the configuration says; None unless it describes the very modules that were read."""
+    try:
+        known = shape_of(config.to_dict(), task=task, num_labels=labels, fingerprint=shape.fingerprint)
+    except ArchitectureError:
+        return None
+    alike = known.model_copy(update={"block": None, "fused_attention": shape.fused_attention}) == shape
+    return known.block if alike else None
 
 
 def _intermediate_size(text: Any) -> int:

@@ -6,7 +6,7 @@ Pure. Silos must hold the same base; what may differ is how many labels a silo h
 from collections.abc import Sequence
 
 from fedpipe_profiles.contribution import Contribution
-from fedpipe_profiles.model import ModelShape
+from fedpipe_profiles.model import BlockShape, ModelShape
 from fedpipe_wire.agent_messages import Survey
 
 
@@ -31,8 +31,35 @@ def with_labels(shape: ModelShape, own: int, wanted: int) -> ModelShape:
 
 
 def base_identity(shape: ModelShape, labels: int) -> str:
-    """What is alike in all silos that hold one base: all but the number of labels and the attention's kernel."""
-    return with_labels(shape, labels, 1).model_copy(update={"fused_attention": True}).model_dump_json()
+    """What is alike in all silos that hold one base: its tensors, and how many there are of which size.
+
+    The number of labels, the attention's kernel and what an agent knows of a layer's work (`block`) may differ.
+    """
+    alike = with_labels(shape, labels, 1).model_copy(update={"fused_attention": True, "block": None})
+    return alike.model_dump_json()
+
+
+def block_problem(shape: ModelShape) -> str | None:
+    """Why what an agent says of a layer's work cannot be true of the weights that it names, or None."""
+    block = shape.block
+    if block is None:
+        return None
+    if shape.heads % block.key_value_heads:
+        return (
+            f"its model's {shape.heads} heads do not divide by the {block.key_value_heads} key-value heads it tells of"
+        )
+    width = shape.heads * block.head_size
+    if all(weight.d_in != width for weight in shape.weights):
+        return f"its model has no weight that reads {shape.heads} heads of {block.head_size}, as it tells of a layer"
+    if block.rotary_size > block.head_size:
+        return f"its model rotates {block.rotary_size} entries of a head of {block.head_size}"
+    return None
+
+
+def commonest_block(shapes: Sequence[ModelShape]) -> BlockShape | None:
+    """What most of the agents that know it say of a layer's work, for the plans of all; None where nobody knows it."""
+    said = [shape.block.model_dump_json() for shape in shapes if shape.block is not None]
+    return BlockShape.model_validate_json(max(sorted(set(said)), key=said.count)) if said else None
 
 
 def commonest_base(surveys: Sequence[Survey]) -> str:

@@ -5,7 +5,7 @@ planned from the next round on.
 """
 
 from fedpipe_coordinator.runs import late, refused_updates
-from fedpipe_coordinator.runs.base_model import base_identity, curve_problem
+from fedpipe_coordinator.runs.base_model import base_identity, block_problem, curve_problem
 from fedpipe_coordinator.runs.message_room import labels_problem, model_problem
 from fedpipe_coordinator.runs.run_events import AgentOnline, Send
 from fedpipe_coordinator.runs.run_state import Member, RunState
@@ -84,7 +84,11 @@ def on_surveyed(work: Step, member: Member, survey: Survey) -> None:
     """An agent says what it holds; one that cannot belong to this run is told why."""
     if member.survey is not None or member.standing == "refused":  # who was left out was told why, once
         return
-    problem = labels_problem(survey.labels, "it has") or model_problem(survey.shape, work.state.job)
+    problem = (
+        labels_problem(survey.labels, "it has")
+        or model_problem(survey.shape, work.state.job)
+        or block_problem(survey.shape)
+    )
     if problem is not None:
         exclude(work, member, f"{member.name} cannot take part: {problem}")
         return

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fedpipe_coordinator.config import MIN_LABELS
 from fedpipe_coordinator.runs import late, membership, planning_machine, reports, round_machine
-from fedpipe_coordinator.runs.base_model import base_identity, commonest_base, with_labels
+from fedpipe_coordinator.runs.base_model import base_identity, commonest_base, commonest_block, with_labels
 from fedpipe_coordinator.runs.message_room import labels_problem
 from fedpipe_coordinator.runs.run_events import (
     AdapterChecked,
@@ -224,7 +224,9 @@ def _settle_labels(work: Step, fit: Sequence[Member]) -> bool:
         work.fail(problem)
         return False
     # A silo may lack some labels: its head is smaller than the run's.
-    work.update(labels=labels, shape=with_labels(surveys[0].shape, len(surveys[0].labels), len(labels)))
+    shape = with_labels(surveys[0].shape, len(surveys[0].labels), len(labels))
+    block = commonest_block([survey.shape for survey in surveys])
+    work.update(labels=labels, shape=shape.model_copy(update={"block": block}))
     return True
 
 

@@ -69,7 +69,9 @@ def table(found: Sequence[Outcome]) -> list[str]:
     groups: dict[tuple[str, int, bool], list[float]] = defaultdict(list)
     for one in found:
         groups[one.model, one.case.bits, one.case.checkpointing].append(one.error)
-    lines = [f"{'model':<18} {'bits':>4} {'checkpointing':>13} {'cases':>5} {'mean |error|':>12} {'least':>7} {'most':>7}"]
+    lines = [
+        f"{'model':<18} {'bits':>4} {'checkpointing':>13} {'cases':>5} {'mean |error|':>12} {'least':>7} {'most':>7}"
+    ]
     for (model, bits, checkpointing), errors in groups.items():
         mean = sum(map(abs, errors)) / len(errors)
         lines.append(

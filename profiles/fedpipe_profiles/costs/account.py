@@ -59,13 +59,9 @@ class Parts:
         found: list[PartCost] = []
         is_first = True
         for layer in self.layers:
-            adapted: dict[Role, Adapted] = {
-                role: ranks.get(weight.name, default).on(weight) for role, weight in layer
-            }
+            adapted: dict[Role, Adapted] = {role: ranks.get(weight.name, default).on(weight) for role, weight in layer}
             weights = LayerWeights(**{role: adapted.get(role) for role in _ROLES})
-            cost = layer_cost(
-                self.flow, weights, is_first=is_first, checkpointed=setting.gradient_checkpointing
-            )
+            cost = layer_cost(self.flow, weights, is_first=is_first, checkpointed=setting.gradient_checkpointing)
             is_first = is_first and not any(a.is_trained for a in adapted.values())
             found.append(cost)
         outside = tuple(ranks.get(weight.name, default).on(weight) for weight in self.outside)

@@ -174,9 +174,7 @@ def _frozen(arena: Arena, flow: Flow, weight: Adapted, x: Value, size: float) ->
             return arena.apply(size, x, way_back=Back(view=True))
 
 
-def _factor(
-    arena: Arena, flow: Flow, x: Value, size: float, parameters: float, *, trained: bool
-) -> Value:
+def _factor(arena: Arena, flow: Flow, x: Value, size: float, parameters: float, *, trained: bool) -> Value:
     """A product with one fp32 factor of an adapter, cast to the compute dtype where that is another."""
     saved: list[Buffer] = []
     beside = 0.0
@@ -309,4 +307,3 @@ def activated(arena: Arena, flow: Flow, x: Value) -> Value:
     shifted = arena.apply(size, curve)
     del curve
     return arena.apply(size, half, shifted, saved=(half.buffer, shifted.buffer))
-

@@ -84,9 +84,7 @@ class MemoryBreakdown:
             rows["runtime_context"] = context_bytes
         rows["total"] = sum(rows.values())
         names = {"quantized_base": "quantized base with scales", "adapter_inputs": "inputs of adapters"}
-        found = [
-            f"{names.get(name, name.replace('_', ' ')):<26} {size / MIB:10.1f} MiB" for name, size in rows.items()
-        ]
+        found = [f"{names.get(name, name.replace('_', ' ')):<26} {size / MIB:10.1f} MiB" for name, size in rows.items()]
         return (*found, f"the most is held in the {_PHASES[self.phase]}")
 
     def _terms(self) -> dict[str, int]:

@@ -155,7 +155,7 @@ def test_lines_name_every_term() -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("bits", [4, 8, 16, 32])
-def test_rows_hold_for_any_ranks(bits: Bits, checkpointing: bool) -> None:
+def test_rows_hold_for_any_ranks(bits: Bits, *, checkpointing: bool) -> None:
     shape = _known()
     widths = sum(w.d_in + w.d_out for w in shape.weights)
     draw = random.Random(bits)

@@ -167,7 +167,7 @@ def _frozen(arena: Arena, flow: Flow, weight: Adapted, x: Value, size: float) ->
         case 8:
             spare = Buffer(arena, entries * flow.width, DEQUANTIZED)
             back = Back(beside=entries * flow.width, beside_term=DEQUANTIZED)
-            y = arena.apply(size, x, saved=(x.buffer,), way_back=back)
+            y = arena.apply(size, x, way_back=back)
             del spare
             return y
         case _:

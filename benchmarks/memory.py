@@ -17,7 +17,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from benchmarks.memory_models import models
 from benchmarks.memory_steps import Case, Outcome, load, outcome
@@ -83,7 +83,7 @@ def table(found: Sequence[Outcome]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the grid and print it."""
-    parser = argparse.ArgumentParser(description=cast("str", __doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="*", default=[])

@@ -1,4 +1,4 @@
-"""The models of the memory benchmark: small pretrained ones, and random ones of other families in a temporary folder."""
+"""The models of the memory benchmark: small pretrained ones, and random ones of other families."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

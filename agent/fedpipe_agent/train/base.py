@@ -242,7 +242,7 @@ def _forget_input(_module: nn.Module, _inputs: tuple[Any, ...], output: torch.Te
     It is kept beside autograd's own saved tensors, where checkpointing does not see it: every layer's inputs would
     stay, as if there were no checkpointing.
     """
-    node = output.grad_fn
+    node: Any = output.grad_fn
     if hasattr(node, "A"):  # on a processor
         node.A = None
     elif hasattr(node, "tensors"):  # on a GPU: what only the weight's own gradient needs, and the input

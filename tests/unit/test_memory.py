@@ -1,22 +1,26 @@
 """The memory model, term by term; the numbers are of a model small enough to count by hand."""
 
+import random
 from dataclasses import replace
 
 import pytest
 from planning_fleet import minilm, tiny_model
 
+from fedpipe_profiles.costs.layer import Adapted, Flow, linear, norm
 from fedpipe_profiles.costs.memory import (
     DEFAULT_COEFFICIENTS,
     MemoryCoefficients,
     MemoryModel,
     base_bytes,
     fit_memory,
+    memory_rows,
     predict_memory,
     step_memory,
 )
 from fedpipe_profiles.costs.step import AdapterSize, StepConfig, StepSetting, adapter_size, compute_dtype
+from fedpipe_profiles.costs.walk import Arena, Buffer, Edge, Value
 from fedpipe_profiles.device import MIB, Bits
-from fedpipe_profiles.model import WeightShape
+from fedpipe_profiles.model import BlockShape, ModelShape, WeightShape
 from fedpipe_profiles.plan import StepMeasurement
 
 EXACT = MemoryCoefficients(activation_scale=1.0, slack_bytes=0)
@@ -45,38 +49,59 @@ def test_adapter_terms() -> None:
     assert found.adapter_side_path == 4 * (80 + 160)
 
 
-def test_activations() -> None:
-    # per layer and token: 8 * 8 + 2 * 32 floats, and 2 heads' softmax sums, all of 4 bytes: 520; 15 tokens
-    none = replace(CONFIG, ranks=dict.fromkeys(CONFIG.ranks, 0))
-    assert predict_memory(tiny_model(), none, EXACT).activations == 2 * 15 * 520
-    checkpointed = replace(none, gradient_checkpointing=True)
-    assert predict_memory(tiny_model(), checkpointed, EXACT).activations == 15 * 520 + 2 * 15 * 8 * 4
-    # six trained ranks keep 4 bytes per token each
-    assert predict_memory(tiny_model(), CONFIG, EXACT).activations == 2 * 15 * 520 + 6 * 15 * 4
+def test_norm_keeps_its_input_and_one_number_per_token() -> None:
+    # 2 examples of 3 tokens, hidden width 8, fp32: the input of 6 * 8 * 4 bytes, and a root of 4 bytes per token
+    flow = _flow("rms")
+    arena = Arena()
+    x = Value(Buffer(arena, flow.bytes(8)), Edge())
+    y = norm(arena, flow, x)
+    del x
+    assert y.size == 192
+    assert arena.total == 192 + 24 + y.size
 
 
-def test_unfused_attention_stores_scores_twice() -> None:
-    fused, unfused = (predict_memory(tiny_model(fused_attention=f), CONFIG, EXACT) for f in (True, False))
-    # 2 layers, batch 3, 2 heads, 5 x 5 scores of 4 bytes, before and after the softmax
-    assert unfused.activations - fused.activations == 2 * 3 * 2 * 25 * 4 * 2
+def test_a_trained_factor_keeps_its_input_and_a_frozen_one_does_not() -> None:
+    for trained, kept in ((0, 0), (2, 6 * 8 * 4 + 6 * 2 * 4)):
+        flow = _flow("rms")
+        arena = Arena()
+        x = Value(Buffer(arena, flow.bytes(8)), Edge())
+        y = linear(arena, flow, Adapted(8, 16, trained, 4, trained > 0, has_side=True), x, (8, 16))
+        del x
+        # the input, and its product with the factor A of rank 2
+        assert arena.total - y.size == kept
 
 
-def test_gated_feed_forward_saves_more() -> None:
-    plain = tiny_model().model_copy(update={"layers": 1})
-    gate = WeightShape(name="gate", d_out=32, d_in=8)
-    gated = plain.model_copy(update={"weights": (*plain.weights, gate)})
-    more = predict_memory(gated, CONFIG, EXACT).activations - predict_memory(plain, CONFIG, EXACT).activations
-    assert more == 15 * 2 * 32 * 4
+def test_walking_back_leaves_only_gradients() -> None:
+    flow = _flow("rms")
+    arena = Arena()
+    x = Value(Buffer(arena, flow.bytes(8)), Edge())
+    y = linear(arena, flow, Adapted(8, 16, 2, 0, is_trained=True, has_side=False), x, (8, 16))
+    edge, size, end = y.edge, y.size, x.edge
+    assert edge is not None
+    del x, y
+    arena.go_back(edge, size)
+    assert end is not None
+    assert end.gradient is not None
+    # of rank 2: (2, 8) and (16, 2) numbers of 4 bytes, and the gradient of the input
+    assert arena.total == 4 * 2 * (8 + 16) + 6 * 8 * 4
 
 
-def test_the_larger_of_logits_and_dequantized_weight_counts() -> None:
-    found = predict_memory(tiny_model(), replace(CONFIG, bits=8, task="causal-lm"), EXACT)
-    assert found.dequantized_weight == 256 * 4
-    assert found.logits == 15 * 100 * 12
-    terms = (
-        found.quantized_base + found.unquantized + found.adapter_side_path + found.trainable_state + found.activations
+def _flow(kind: str) -> Flow:
+    block = BlockShape.model_validate({"norm": kind, "key_value_heads": 2, "head_size": 4, "activation": "silu"})
+    return Flow(
+        block=block,
+        hidden=8,
+        intermediate=16,
+        heads=2,
+        batch=2,
+        length=3,
+        width=4,
+        bits=32,
+        kind="cpu",
+        kernel="fused",
+        padded=False,
+        norm_after=False,
     )
-    assert found.total_bytes == terms + 15 * 100 * 12
 
 
 @pytest.mark.parametrize(
@@ -106,19 +131,78 @@ def test_more_work_never_needs_less() -> None:
 
 
 def test_lines_name_every_term() -> None:
-    lines = predict_memory(minilm(), replace(CONFIG, ranks={"pooler": 4}), DEFAULT_COEFFICIENTS).lines()
-    assert [line[:20].strip() for line in lines] == [
-        "quantized base",
+    found = predict_memory(minilm(), replace(CONFIG, ranks={"pooler": 4}), DEFAULT_COEFFICIENTS)
+    lines = found.lines()
+    assert [line[:26].strip() for line in lines[:-1]] == [
+        "quantized base with scales",
         "unquantized",
         "adapter side path",
         "trainable state",
-        "activations",
-        "dequantized weight",
+        "layer activations",
+        "attention kernel",
+        "inputs of adapters",
+        "checkpoints",
         "logits",
+        "dequantized weight",
+        "passing gradients",
         "slack",
         "total",
     ]
     assert "45.4 MiB" in lines[1]  # 11.9 million parameters of 4 bytes
+    shown = [float(line.split()[-2]) for line in lines[:-1]]
+    assert shown[-1] == pytest.approx(sum(shown[:-1]), abs=0.7)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("bits", [4, 8, 16, 32])
+def test_rows_hold_for_any_ranks(bits: Bits, *, checkpointing: bool) -> None:
+    shape = _known()
+    widths = sum(w.d_in + w.d_out for w in shape.weights)
+    draw = random.Random(bits)
+    for _ in range(15):
+        ranks = {w.name: draw.choice((0, 0, 3, 8)) for w in shape.weights}
+        config = replace(
+            CONFIG,
+            bits=bits,
+            gradient_checkpointing=checkpointing,
+            task="causal-lm",
+            batch_size=draw.choice((1, 4)),
+            sequence_length=draw.choice((4, 64)),
+            ranks=ranks,
+            global_rank=8,
+        )
+        size = adapter_size(shape, ranks, 8)
+        exact = predict_memory(shape, config, EXACT).total_bytes
+        rows = memory_rows(shape, config, 8 * widths, EXACT)
+        assert max(row.at(size.trainable_parameters, size.rank_sum) for row in rows) >= exact
+
+
+def _known() -> ModelShape:
+    weights = tuple(
+        WeightShape(name=f"model.layers.{layer}.{name}", d_out=d_out, d_in=d_in)
+        for layer in range(4)
+        for name, d_out, d_in in (
+            ("self_attn.q_proj", 64, 64),
+            ("self_attn.k_proj", 32, 64),
+            ("self_attn.v_proj", 32, 64),
+            ("self_attn.o_proj", 64, 64),
+            ("mlp.gate_proj", 160, 64),
+            ("mlp.up_proj", 160, 64),
+            ("mlp.down_proj", 64, 160),
+        )
+    )
+    return ModelShape(
+        model_type="llama",
+        layers=4,
+        hidden_size=64,
+        intermediate_size=160,
+        heads=4,
+        vocabulary_size=100,
+        weights=weights,
+        other_parameters=20_000,
+        block=BlockShape(norm="rms", key_value_heads=2, head_size=16, rotary_size=16, gated=True, activation="silu"),
+        fingerprint="0",
+    )
 
 
 def test_a_rank_above_the_global_rank_is_refused() -> None:
@@ -157,7 +241,7 @@ def _measured(
         side_parameters=500_000,
         steps=1,
         step_s=1.0,
-        peak_bytes=round(found.total_bytes + (scale - 1) * found.activations + slack_mib * MIB),
+        peak_bytes=round(found.total_bytes + (scale - 1) * found.scaled_bytes + slack_mib * MIB),
         context_bytes=0,
     )
 
@@ -179,7 +263,7 @@ def _fit(*measurements: StepMeasurement) -> MemoryModel:
     return fit_memory(minilm(), measurements, kind="cpu", task="sequence-classification", num_labels=8)
 
 
-@pytest.mark.parametrize(("scale", "slack_mib"), [(0.6, 5.0), (1.0, 20.0), (1.7, 40.0)])
+@pytest.mark.parametrize(("scale", "slack_mib"), [(0.9, 5.0), (1.0, 20.0), (1.3, 40.0)])
 def test_three_steps_tell_the_device_apart(scale: float, slack_mib: float) -> None:
     model = _fit(*(_measured(b, 128, scale=scale, slack_mib=slack_mib) for b in (2, 8, 16)))
     unseen = _measured(32, 100, scale=scale, slack_mib=slack_mib)
@@ -202,8 +286,8 @@ def test_coefficients_stay_above_their_floor() -> None:
     # a device that claims to need almost nothing
     model = _fit(_measured(16, 128, scale=0.0, slack_mib=-60))
     found = model.coefficients(32)
-    assert found.activation_scale >= 0.3
-    assert found.slack_bytes >= 4 * MIB
+    assert found.activation_scale >= 0.8
+    assert found.slack_bytes >= 0
 
 
 def test_unmeasured_bits_take_the_most_careful_coefficients() -> None:

@@ -230,7 +230,23 @@ def _prepare(model: Any, bits: Bits, device: Device) -> None:
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.clone()
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            module.register_forward_hook(_forget_input)
     keep_dequantizing(model, device)
+
+
+def _forget_input(_module: nn.Module, _inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """Drop the input that bitsandbytes keeps for the gradient of a weight, which is frozen here.
+
+    It is kept beside autograd's own saved tensors, where checkpointing does not see it: every layer's inputs would
+    stay, as if there were no checkpointing.
+    """
+    node: Any = output.grad_fn
+    if hasattr(node, "A"):  # on a processor
+        node.A = None
+    elif hasattr(node, "tensors"):  # on a GPU: what only the weight's own gradient needs, and the input
+        node.tensors = (*node.tensors[:2], None)
 
 
 def _from_bfloat16(_module: nn.Module, _inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:

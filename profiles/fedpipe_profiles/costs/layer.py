@@ -167,7 +167,7 @@ def _frozen(arena: Arena, flow: Flow, weight: Adapted, x: Value, size: float) ->
         case 8:
             spare = Buffer(arena, entries * flow.width, DEQUANTIZED)
             back = Back(beside=entries * flow.width, beside_term=DEQUANTIZED)
-            y = arena.apply(size, x, saved=(x.buffer,), way_back=back)
+            y = arena.apply(size, x, way_back=back)
             del spare
             return y
         case _:
@@ -246,7 +246,7 @@ def _attend(arena: Arena, flow: Flow, query: Value, key: Value, value: Value) ->
 
 
 def _scores(arena: Arena, flow: Flow, query: Value, key: Value, wide: float) -> Value:
-    """Scores (batch, heads, length, length): in fp32 by the composed kernel, in the compute dtype by the model's own."""
+    """Scores (batch, heads, length, length): in fp32 by the composed kernel, else in the compute dtype."""
     if flow.kernel == "eager":
         found = arena.apply(flow.scores, query, key, saved=(query.buffer, key.buffer), kind=ATTENTION)
         found = arena.apply(flow.scores, found)

@@ -1,7 +1,8 @@
-"""The predicted peak of one training step, term by term, and its upper bounds for a plan whose ranks are not chosen yet.
+"""The predicted peak of one training step, term by term, and its upper bounds for ranks not chosen yet.
 
-Static terms follow from the model's shape alone; what else lives is walked through (`activations.py`). Sources: NF4 with
-double quantization (QLoRA, arXiv 2305.14314): blocks of 64 with one byte of scale each, and blocks of 256 scales with
+Static terms follow from the model's shape alone; what else lives is walked through (`activations.py`).
+
+Sources: NF4 with double quantization (QLoRA, arXiv 2305.14314): blocks of 64 with one byte of scale each, and blocks of 256 scales with
 one fp32 scale each. INT8 (LLM.int8(), arXiv 2208.07339): one fp32 scale per output row. Adam keeps two fp32 moments.
 """
 
@@ -31,7 +32,7 @@ SIDE_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class MemoryCoefficients:
-    """`activation_scale` multiplies what a step holds beside the model and the trained state, `slack_bytes` is added."""
+    """`activation_scale` multiplies what a step holds beside model and trained state, `slack_bytes` is added."""
 
     activation_scale: float = 1.0
     slack_bytes: float = 8.0 * MIB

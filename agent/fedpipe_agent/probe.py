@@ -183,6 +183,8 @@ def build_profile(
         supported_bits=supported_bits(measured.cpu_flags, measured.accelerator),
         matmul=measured.rates.matmul,
         bandwidth=measured.rates.bandwidth,
+        dequantization=measured.rates.dequantization,
+        optimizer=measured.rates.optimizer,
         link=link,
         limits=limits,
         datasets=tuple(sorted(datasets)),

@@ -87,6 +87,7 @@ def _device(state: RunState, name: str, profile: DeviceProfile) -> DeviceProblem
     return DeviceProblem(
         profile=profile,
         measurements=member.measurements,
+        transfers=member.transfers,
         train_examples=member.survey.train_examples,
         held_out_examples=member.survey.held_out_examples,
         mean_tokens=member.survey.mean_tokens,

@@ -1,6 +1,6 @@
 """Training within a time budget: as many steps of a plan as there is time for."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import median
@@ -23,6 +23,7 @@ _RECENT = 16
 _WRITE_BYTES_PER_S = 50e6
 _LEAST_RESERVE_S = 0.2
 _LEAST_STEP_S = 1e-9
+_MOST_STALLED = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,26 @@ class Watch:
 class Trained:
     """What a call of `train` did.
 
-    `step_s` and `tokens_per_example` (padded, mean) leave out the first step, which also warms up, where there are
-    others; `longest` is over all steps.
+    `step_s`, `wait_s` (until the next batch was made, mean), `step_tokens` (padded, of each step's batch) and
+    `tokens_per_example` (padded, mean) leave out the first step, which also warms up, where there are others;
+    `longest` is over all steps, `training_s` is the time of all, waits included.
     """
 
     examples: int
     steps: int
     loss: float
     step_s: tuple[float, ...]
+    wait_s: float
+    step_tokens: tuple[int, ...]
+    training_s: float
     tokens_per_example: float
     longest: int
     settings: StepSettings
+
+    @property
+    def usual_step_s(self) -> float:
+        """Seconds of a step with its wait: the mean, where a step far beyond what its tokens explain counts less."""
+        return usual_s(self.step_s, self.step_tokens) + self.wait_s
 
 
 def warm_up_steps(steps: int) -> int:
@@ -92,15 +102,19 @@ def train(
     torch.manual_seed(seed)
     stepper = Stepper(base, on_base, settings, watch.meter)
     times: list[float] = []
+    waits: list[float] = []
     lengths: list[int] = []
     sizes: list[int] = []
     loss_sum = 0.0
+    ended = None
     for group in groups:
         started = watch.clock()
+        waits.append(0.0 if ended is None else started - ended)
         if started + expected_s(times) > watch.stop_at:
             break
         loss = stepper.step(group)
-        times.append(watch.clock() - started)
+        ended = watch.clock()
+        times.append(ended - started)
         loss_sum += loss * len(group)
         sizes.append(len(group))
         lengths.append(padded_length(group, settings.sequence_length))
@@ -108,13 +122,17 @@ def train(
     if not times:
         raise OutOfTimeError("no time for even one step: a longer deadline or a smaller plan is needed")
     first = min(1, len(times) - 1)
-    tokens = sum(size * length for size, length in zip(sizes[first:], lengths[first:], strict=True))
+    tokens = [size * length for size, length in zip(sizes[first:], lengths[first:], strict=True)]
+    waited = waits[first : len(times)]
     return Trained(
         examples=sum(sizes),
         steps=len(times),
         loss=loss_sum / sum(sizes),
         step_s=tuple(times[first:]),
-        tokens_per_example=tokens / sum(sizes[first:]),
+        wait_s=sum(waited) / len(waited),
+        step_tokens=tuple(tokens),
+        training_s=sum(times) + sum(waits[: len(times)]),
+        tokens_per_example=sum(tokens) / sum(sizes[first:]),
         longest=max(lengths),
         settings=settings,
     )
@@ -123,6 +141,18 @@ def train(
 def expected_s(times: list[float]) -> float:
     """How long the next step may take: the longest of the recent ones, the first left out where there are others."""
     return max(islice(reversed(times[1:] or times), _RECENT), default=0.0)
+
+
+def usual_s(times: Sequence[float], tokens: Sequence[int]) -> float:
+    """The mean of `times`, in seconds, each counted as at most three times the median step of its `tokens`.
+
+    A round's time is a sum, so a step is told by its mean; but one that the machine stalled says nothing of the next.
+    Half of a step is taken to grow with its tokens.
+    """
+    usual = sum(tokens) / len(tokens)
+    sizes = [(count + usual) / (2 * usual) for count in tokens]
+    most = _MOST_STALLED * median(time / size for time, size in zip(times, sizes, strict=True))
+    return sum(min(time, most * size) for time, size in zip(times, sizes, strict=True)) / len(times)
 
 
 def measurement(
@@ -145,8 +175,9 @@ def measurement(
         gradient_checkpointing=settings.checkpointing,
         trainable_parameters=on_base.trainable_parameters,
         side_parameters=on_base.side_parameters,
+        adapter_paths=sum(len(of_weight) for of_weight in on_base.factors.values()),
         steps=trained.steps,
-        step_s=max(_LEAST_STEP_S, median(trained.step_s) * size / batch_size),
+        step_s=max(_LEAST_STEP_S, trained.usual_step_s * size / batch_size),
         evaluation_example_s=evaluation_example_s,
         load_s=base.load_s,
         peak_bytes=meter.peak_bytes(),

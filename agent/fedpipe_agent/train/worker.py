@@ -38,6 +38,7 @@ from fedpipe_agent.trainer_protocol import (
 )
 from fedpipe_data.examples import ClassificationExample, load_dataset
 from fedpipe_profiles.device import Bits
+from fedpipe_profiles.plan import Plan
 from fedpipe_wire.message_values import Metrics
 
 EVALUATION_PART = 0.5
@@ -135,6 +136,7 @@ class Worker:
         """Say the metrics of the adapter, train, write the update, and say what was done."""
         received = self._clock()
         base = self._load(request.plan.bits, request.labels)
+        loaded = self._clock()
         with attached(base, read_plan(base, request.adapter, request.plan), scale=request.plan.scale) as on_base:
             if not on_base.trainable:
                 raise ModelError("the plan trains no weight and the model has no head: nothing to do")
@@ -142,9 +144,13 @@ class Worker:
             self.meter.reset()
             started, stop_at = self._clock(), received + request.budget_s
             metrics = self._evaluate(base, request, started + EVALUATION_PART * (stop_at - started))
-            seconds = (self._clock() - started) / metrics.examples
-            reply = self._train(base, on_base, request, stop_at, seconds)
-        self._say(reply.model_copy(update={"compute_s": self._clock() - received}))
+            evaluated_s = self._clock() - started
+            reply = self._train(base, on_base, request, stop_at, evaluated_s / metrics.examples)
+        ended = self._clock()
+        usual_s = evaluated_s + reply.steps * reply.measurement.step_s * _micro_batches(request.plan, reply)
+        others = {"other_s": max(0.0, ended - loaded - usual_s)}
+        measured = reply.measurement.model_copy(update=others)
+        self._say(reply.model_copy(update={"compute_s": ended - received, "measurement": measured}))
 
     def _train(
         self, base: Base, on_base: Attached, request: TrainRequest, stop_at: float, evaluation_s: float
@@ -272,6 +278,11 @@ class Worker:
         if now - self._said_at >= _PROGRESS_EVERY_S:
             self._said_at = now
             self._say(ProgressReply.model_validate({"stage": stage, "done": done, "of": of, "loss": loss}))
+
+
+def _micro_batches(plan: Plan, reply: TrainedReply) -> float:
+    """Measured parts of a step per step of the plan: more than one where memory ran out."""
+    return max(1.0, plan.batch_size / reply.measurement.batch_size)
 
 
 def _versions() -> dict[str, str]:

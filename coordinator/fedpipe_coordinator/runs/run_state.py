@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from fedpipe_coordinator.config import Job
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.model import ModelShape
-from fedpipe_profiles.plan import NoPlan, Plan, StepMeasurement
+from fedpipe_profiles.plan import NoPlan, Plan, StepMeasurement, TransferMeasurement
 from fedpipe_profiles.values import Value
 from fedpipe_wire.agent_messages import Survey, Trained
 from fedpipe_wire.message_values import BlobRef, Metrics
@@ -124,6 +124,7 @@ class Member(Value):
     survey: Survey | None = None
     contribution: Contribution | None = None
     measurements: tuple[StepMeasurement, ...] = ()
+    transfers: tuple[TransferMeasurement, ...] = Field(default=(), description="of its last rounds, oldest first")
     memory_cap_bytes: int | None = None
     plan: Plan | None = None
     no_plan: NoPlan | None = None

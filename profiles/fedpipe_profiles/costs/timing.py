@@ -1,53 +1,65 @@
-"""The time model: seconds of a step, of an evaluated example, and of a transfer.
+"""The time model: seconds of a step, of an evaluated example, and of loading.
 
-Operations and bytes are counted, divided by the device's measured rates, and corrected by two coefficients per device
-and bit width: a factor (how far the real step is from the measured rates) and a constant per step.
-
-Counting follows Kaplan et al. (arXiv 2001.08361): two operations per parameter and token forward, two more backward for
-the input's gradient, two more for the weight's own gradient where it is trained; checkpointing adds one forward.
+Counted work (`work.py`) is divided by the device's measured rates and corrected by two coefficients per device and bit
+width: a factor (how far real steps are from the rates) and a constant (seconds per kernel, whatever its size).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import geometric_mean
 
-from fedpipe_profiles.costs.fit import LinePrior, Point, fit_line
-from fedpipe_profiles.costs.memory import base_bytes, measured_size
+from fedpipe_profiles.costs.fit import Line, LinePrior, Point, fit_line_robustly, weighted_median
+from fedpipe_profiles.costs.memory import measured_size
 from fedpipe_profiles.costs.step import (
     AdapterSize,
     DeviceKind,
     StepConfig,
     StepSetting,
     Task,
+    adapter_paths,
     adapter_size,
     compute_bytes,
     compute_dtype,
     device_kind,
 )
-from fedpipe_profiles.device import Bits, DeviceProfile
+from fedpipe_profiles.costs.work import Work, evaluation_work, step_work
+from fedpipe_profiles.device import Bits, DeviceProfile, Source
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
 
 DEFAULT_LOAD_BPS = 200e6
 """Bytes per second at which a base is read and placed, until a load was measured."""
 
+PEAK_UTILISATION = 0.4
+"""Share of a published peak that training reaches: 35 to 50 % is usual on GPUs (PaLM, arXiv 2204.02311, table 3: 21 to
+57 %). A published bandwidth is reached by 80 %."""
+_BANDWIDTH_UTILISATION = 0.8
+
 _OPTIMIZER_BYTES = 32
-_RELATIVE_SD = 0.03
+"""Fused AdamW with clipping: reads value, gradient (twice) and two moments, writes value and moments, in fp32."""
+_DRIFT_SD = 0.03
+"""From round to round a device changes by so much, relative."""
+_STEP_SD = 0.15
+"""Steps of one setting differ by so much: the mean of n steps is good to this over the root of n."""
+_MOST_STEPS = 64
 _HALVING = 2**0.5
+_LEAST_FACTOR = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class TimingCoefficients:
     """How real steps of one bit width differ from the counted ones.
 
-    `slowdown` multiplies counted seconds and `overhead_s` is added once per step; `evaluation_slowdown` multiplies the
-    counted seconds of an evaluated example; `load_s` is the time to load the base, None where it was never measured.
+    `slowdown` multiplies counted seconds, `kernel_s` the counted kernels; `evaluation_slowdown` multiplies the seconds
+    that both give for an evaluated example; `load_s` is the time to load the base, None where it was never measured;
+    `other_s` is a round's compute beside loading, evaluating and steps.
     """
 
-    slowdown: float = 1.7
-    overhead_s: float = 0.0
-    evaluation_slowdown: float = 1.7
+    slowdown: float = 1.3
+    kernel_s: float = 10e-6
+    evaluation_slowdown: float = 1.0
     load_s: float | None = None
+    other_s: float = 0.1
 
 
 DEFAULT_TIMING = TimingCoefficients()
@@ -55,11 +67,17 @@ DEFAULT_TIMING = TimingCoefficients()
 
 @dataclass(frozen=True, slots=True)
 class DeviceRates:
-    """The rates that the counted work is divided by."""
+    """The rates that the counted work is divided by.
+
+    `values_per_s` are those of dequantization, by bits, and `parameters_per_s` is the optimizer's; where they were not
+    measured, the bandwidth stands in for them.
+    """
 
     kind: DeviceKind
     flops_per_s: Mapping[str, float]
     bytes_per_s: float
+    values_per_s: Mapping[int, float] = field(default_factory=dict)
+    parameters_per_s: float | None = None
 
     def flops(self, bits: Bits) -> float:
         """Operations per second at the compute dtype of `bits`; float32's where that dtype was not measured."""
@@ -68,12 +86,22 @@ class DeviceRates:
 
 
 def device_rates(profile: DeviceProfile) -> DeviceRates:
-    """The rates of a profile."""
+    """The rates of a profile; of theoretical ones the share that training reaches.
+
+    That share is raised by the usual slowdown, which the model puts on any rate until steps were measured.
+    """
+    optimizer = profile.optimizer
     return DeviceRates(
         device_kind(profile),
-        {rate.dtype: rate.flops_per_s for rate in reversed(profile.matmul)},
-        profile.bandwidth.bytes_per_s,
+        {rate.dtype: rate.flops_per_s * _reached(rate.source, PEAK_UTILISATION) for rate in reversed(profile.matmul)},
+        profile.bandwidth.bytes_per_s * _reached(profile.bandwidth.source, _BANDWIDTH_UTILISATION),
+        {rate.bits: rate.values_per_s for rate in reversed(profile.dequantization)},
+        None if optimizer is None else optimizer.parameters_per_s,
     )
+
+
+def _reached(source: Source, share: float) -> float:
+    return min(1.0, DEFAULT_TIMING.slowdown * share) if source == "theoretical" else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +124,35 @@ class TimingModel:
         loads = [c.load_s for c in known if c.load_s is not None]
         return TimingCoefficients(
             geometric_mean(c.slowdown for c in known),
-            sum(c.overhead_s for c in known) / len(known),
+            sum(c.kernel_s for c in known) / len(known),
             geometric_mean(c.evaluation_slowdown for c in known),
             max(loads) if loads else None,
+            known[0].other_s,
         )
 
 
 def predict_step_s(
     shape: ModelShape, config: StepConfig, rates: DeviceRates, coefficients: TimingCoefficients
 ) -> float:
-    """Seconds of one training step: forward, backward and optimizer.
+    """Seconds of one training step: forward, backward and optimizer, with two adapters counted on every weight.
 
     Raises:
         KeyError: if the model has no weight of some name in `config.ranks`.
         ValueError: if a rank is outside of 0 to the global rank.
     """
     return step_s(shape, config, adapter_size(shape, config.ranks, config.global_rank), rates, coefficients)
+
+
+def expected_step_s(
+    shape: ModelShape, config: StepConfig, rates: DeviceRates, coefficients: TimingCoefficients
+) -> float:
+    """As `predict_step_s`, with the adapters that `config.ranks` really asks for; never more.
+
+    Not linear: a weight whose components are all trained, or none, has one adapter instead of two.
+    """
+    size = adapter_size(shape, config.ranks, config.global_rank)
+    counted = replace(size, paths=float(adapter_paths(config.ranks, config.global_rank)))
+    return step_s(shape, config, counted, rates, coefficients)
 
 
 def step_s(
@@ -122,23 +163,12 @@ def step_s(
     coefficients: TimingCoefficients,
 ) -> float:
     """As `predict_step_s`, for adapters of which only the size is known. Linear in both parameter counts."""
-    counted = counted_step_s(shape, setting, size, rates)
-    return coefficients.slowdown * counted + coefficients.overhead_s
+    return _seconds(step_work(shape, setting, size), setting, rates, coefficients)
 
 
 def counted_step_s(shape: ModelShape, setting: StepSetting, size: AdapterSize, rates: DeviceRates) -> float:
-    """Seconds of the counted operations and bytes of one step at the device's measured rates."""
-    passes = 3 if setting.gradient_checkpointing else 2
-    frozen = shape.weight_parameters + size.side_parameters
-    per_token = 2 * passes * frozen + (2 * passes + 2) * size.trainable_parameters
-    if setting.task == "causal-lm":
-        per_token += 4 * shape.vocabulary_size * shape.hidden_size
-    # scores and weighted values, 2 * s * h each; their backward pass needs both gradients
-    attention = 4 * shape.layers * setting.sequence_length * shape.hidden_size * (passes + 1)
-    matmul_s = setting.tokens * (per_token + attention) / rates.flops(setting.bits)
-    moved = passes * _dequantized_bytes(shape, setting)
-    moved += _OPTIMIZER_BYTES * size.trainable_parameters
-    return matmul_s + moved / rates.bytes_per_s
+    """Seconds of the counted work of one step at the device's measured rates, without the kernels."""
+    return counted_s(step_work(shape, setting, size), setting, rates)
 
 
 def evaluation_example_s(
@@ -149,24 +179,22 @@ def evaluation_example_s(
     coefficients: TimingCoefficients,
 ) -> float:
     """Seconds to evaluate one held-out example, in batches of the setting's size."""
-    return coefficients.evaluation_slowdown * _counted_evaluation_s(shape, setting, size, rates)
+    batch = _seconds(evaluation_work(shape, setting, size), setting, rates, coefficients)
+    return coefficients.evaluation_slowdown * batch / setting.batch_size
 
 
-def _counted_evaluation_s(shape: ModelShape, setting: StepSetting, size: AdapterSize, rates: DeviceRates) -> float:
-    parameters = shape.weight_parameters + size.side_parameters + size.trainable_parameters
-    per_token = 2 * parameters + 4 * shape.layers * setting.sequence_length * shape.hidden_size
-    if setting.task == "causal-lm":
-        per_token += 2 * shape.vocabulary_size * shape.hidden_size
-    matmul_s = setting.sequence_length * per_token / rates.flops(setting.bits)
-    return matmul_s + _dequantized_bytes(shape, setting) / rates.bytes_per_s / setting.batch_size
+def counted_s(work: Work, setting: StepSetting, rates: DeviceRates) -> float:
+    """Seconds of counted work at the device's rates, without the kernels."""
+    seconds = work.operations / rates.flops(setting.bits) + work.moved_bytes / rates.bytes_per_s
+    if work.dequantized:
+        # read compressed, written plain
+        bytes_each = compute_bytes(setting.kind, setting.bits) + setting.bits / 8
+        seconds += work.dequantized / rates.values_per_s.get(setting.bits, rates.bytes_per_s / bytes_each)
+    return seconds + work.optimized / (rates.parameters_per_s or rates.bytes_per_s / _OPTIMIZER_BYTES)
 
 
-def _dequantized_bytes(shape: ModelShape, setting: StepSetting) -> int:
-    """Bytes read and written to dequantize every weight once; 0 for an unquantized base."""
-    if setting.bits in (16, 32):
-        return 0
-    written = shape.weight_parameters * compute_bytes(setting.kind, setting.bits)
-    return base_bytes(shape, setting.bits) + written
+def _seconds(work: Work, setting: StepSetting, rates: DeviceRates, coefficients: TimingCoefficients) -> float:
+    return coefficients.slowdown * counted_s(work, setting, rates) + coefficients.kernel_s * work.kernels
 
 
 def load_s(shape: ModelShape, coefficients: TimingCoefficients) -> float:
@@ -181,6 +209,26 @@ def transfer_s(size_bytes: float, bps: float, latency_s: float) -> float:
     return latency_s + 8 * size_bytes / bps
 
 
+# --- learning ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A measurement with what is counted of it; `age` in measurements, 0 for the newest."""
+
+    m: StepMeasurement
+    age: int
+    setting: StepSetting
+    size: AdapterSize
+    counted: float
+    kernels: float
+
+    def point(self) -> Point:
+        """Seconds per kernel: their constant is the same whatever the setting."""
+        sd = (_DRIFT_SD**2 + _STEP_SD**2 / min(self.m.steps, _MOST_STEPS)) ** 0.5 * _HALVING**self.age
+        return Point(self.counted / self.kernels, self.m.step_s / self.kernels, sd * self.m.step_s / self.kernels)
+
+
 def fit_timing(
     shape: ModelShape,
     measurements: Sequence[StepMeasurement],
@@ -190,50 +238,66 @@ def fit_timing(
 ) -> TimingModel:
     """Fit the coefficients per bit width to measured steps, oldest first.
 
-    The weight of a step halves with each newer one.
+    The weight of a measurement halves with each newer one of its bits, and one far off the others has little say: a
+    stall is forgotten, a device that became slower is followed once two measurements say so. All bits together tell
+    what each is expected to be.
     """
-    groups: dict[Bits, list[StepMeasurement]] = {}
-    for m in measurements:
-        groups.setdefault(m.bits, []).append(m)
-    return TimingModel({bits: _fit_bits(shape, found, rates, task) for bits, found in groups.items()})
+    groups: dict[Bits, list[_Sample]] = {}
+    for m in reversed(measurements):
+        found = groups.setdefault(m.bits, [])
+        found.append(_sample(shape, m, len(found), rates, task))
+    if not groups:
+        return TimingModel()
+    prior = _prior(Line(DEFAULT_TIMING.slowdown, DEFAULT_TIMING.kernel_s), 1.0)
+    everything = [sample.point() for found in groups.values() for sample in found]
+    usual = _prior(fit_line_robustly(everything, prior), 0.5) if len(groups) > 1 else prior
+    others = [(m.other_s, 0.5**age) for age, m in enumerate(reversed(measurements)) if m.other_s is not None]
+    other_s = weighted_median(*zip(*others, strict=True)) if others else DEFAULT_TIMING.other_s
+    return TimingModel(
+        {bits: replace(_fit_bits(shape, found, rates, usual), other_s=other_s) for bits, found in groups.items()}
+    )
+
+
+def _prior(line: Line, spread: float) -> LinePrior:
+    kernel_s = max(line.intercept, 0.1 * DEFAULT_TIMING.kernel_s)
+    return LinePrior(
+        slope=line.slope,
+        slope_sd=spread * line.slope,
+        intercept=kernel_s,
+        intercept_sd=spread * kernel_s,
+        least_slope=_LEAST_FACTOR,
+        least_intercept=0.0,
+    )
+
+
+def _sample(shape: ModelShape, m: StepMeasurement, age: int, rates: DeviceRates, task: Task) -> _Sample:
+    setting = StepSetting(
+        bits=m.bits,
+        batch_size=m.batch_size,
+        sequence_length=m.sequence_length,
+        gradient_checkpointing=m.gradient_checkpointing,
+        task=task,
+        kind=rates.kind,
+    )
+    size = replace(measured_size(shape, m), paths=None if m.adapter_paths is None else float(m.adapter_paths))
+    work = step_work(shape, setting, size)
+    return _Sample(m, age, setting, size, counted_s(work, setting, rates), work.kernels)
 
 
 def _fit_bits(
-    shape: ModelShape, measurements: Sequence[StepMeasurement], rates: DeviceRates, task: Task
+    shape: ModelShape, samples: Sequence[_Sample], rates: DeviceRates, prior: LinePrior
 ) -> TimingCoefficients:
-    points, ratios = [], []
-    for age, m in enumerate(reversed(measurements)):
-        setting = StepSetting(
-            bits=m.bits,
-            batch_size=m.batch_size,
-            sequence_length=m.sequence_length,
-            gradient_checkpointing=m.gradient_checkpointing,
-            task=task,
-            kind=rates.kind,
-        )
-        size = measured_size(shape, m)
-        counted = counted_step_s(shape, setting, size, rates)
-        points.append(Point(counted, m.step_s, _RELATIVE_SD * m.step_s * _HALVING**age))
-        if m.evaluation_example_s is not None:
-            expected = _counted_evaluation_s(shape, setting, size, rates)
-            ratios.append((0.5**age, m.evaluation_example_s / expected))
-    line = fit_line(
-        points,
-        LinePrior(
-            slope=DEFAULT_TIMING.slowdown,
-            slope_sd=DEFAULT_TIMING.slowdown,
-            intercept=0.0,
-            # a constant of the order of the shortest step is as likely as none
-            intercept_sd=0.5 * min(m.step_s for m in measurements),
-            least_slope=0.02,
-            least_intercept=0.0,
-        ),
-    )
-    loads = [m.load_s for m in measurements if m.load_s > 0]
-    total = sum(weight for weight, _ in ratios)
-    return TimingCoefficients(
-        line.slope,
-        line.intercept,
-        sum(weight * ratio for weight, ratio in ratios) / total if ratios else line.slope,
-        loads[-1] if loads else None,
+    """The coefficients of samples of one bit width, newest first."""
+    line = fit_line_robustly([sample.point() for sample in samples], prior)
+    found = TimingCoefficients(line.slope, line.intercept)
+    ratios = [
+        (s.m.evaluation_example_s / evaluation_example_s(shape, s.setting, s.size, rates, found), 0.5**s.age)
+        for s in samples
+        if s.m.evaluation_example_s is not None
+    ]
+    loads = [s.m.load_s for s in samples if s.m.load_s > 0]
+    return replace(
+        found,
+        evaluation_slowdown=weighted_median(*zip(*ratios, strict=True)) if ratios else 1.0,
+        load_s=loads[0] if loads else None,
     )

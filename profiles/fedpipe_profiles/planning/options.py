@@ -26,8 +26,8 @@ from fedpipe_profiles.costs.timing import (
     fit_timing,
     load_s,
     step_s,
-    transfer_s,
 )
+from fedpipe_profiles.costs.transfers import TransferModel, fit_transfers
 from fedpipe_profiles.device import Bits
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
 
@@ -37,10 +37,6 @@ TIME_SLACK = 0.1
 FIDELITY: dict[Bits, float] = {32: 1.0, 16: 1.0, 8: 0.999, 4: 0.98}
 """How much an example trained on a compressed base counts. Our choice, small on purpose: among plans that are otherwise
 equal, the frozen weights are compressed no more than the device needs."""
-
-UNMEASURED_UPLINK_BPS = 20e6
-UNMEASURED_DOWNLINK_BPS = 100e6
-UNMEASURED_LATENCY_S = 0.1
 
 Resource = Literal["memory", "time", "link"]
 
@@ -65,6 +61,8 @@ class Option:
     up_s: float
     up_per_parameter_s: float
     up_bytes: int
+    step_path_s: float = 0.0
+    """Seconds of a step that each adapter on a weight takes; `step_s` has two on every weight."""
 
     @property
     def fixed_s(self) -> float:
@@ -128,9 +126,10 @@ def prepare(job: JobProblem, device: DeviceProblem) -> Prepared:
     rates = device_rates(profile)
     memory = fit_memory(job.shape, device.measurements, kind=rates.kind, task=job.task, num_labels=job.num_labels)
     timing = fit_timing(job.shape, device.measurements, rates, task=job.task)
+    transfers = fit_transfers(profile, device.transfers)
     batches = sorted({b for b in job.batch_sizes if b <= wanted}) or [min(job.batch_sizes)]
     options = [
-        _option(job, device, setting, memory, timing, rates)
+        _option(job, device, setting, memory, timing, rates, transfers)
         for bits in sorted(set(profile.supported_bits), reverse=True)
         for batch in batches
         for checkpointing in (False, True)
@@ -153,13 +152,14 @@ def _setting(job: JobProblem, device: DeviceProblem, bits: Bits, batch: int, *, 
     )
 
 
-def _option(
+def _option(  # noqa: PLR0913, PLR0917 - one device's models, each of another subject
     job: JobProblem,
     device: DeviceProblem,
     setting: StepSetting,
     memory: MemoryModel,
     timing: TimingModel,
     rates: DeviceRates,
+    transfers: TransferModel,
 ) -> Option:
     shape, head = job.shape, job.shape.head_parameters
     space, pace = memory.coefficients(setting.bits), timing.coefficients(setting.bits)
@@ -169,10 +169,9 @@ def _option(
     step = step_s(shape, usual, frozen, rates, pace)
     whole = step_s(shape, usual, trained, rates, pace)
     held_out = min(job.evaluation_examples, device.held_out_examples)
-    prepare_s = held_out * evaluation_example_s(shape, usual, frozen, rates, pace)
+    prepare_s = pace.other_s + held_out * evaluation_example_s(shape, usual, frozen, rates, pace)
     if setting.bits != device.loaded_bits:
         prepare_s += load_s(shape, pace)
-    up_bps, down_bps, latency_s = _link(device)
     return Option(
         setting=setting,
         fidelity=FIDELITY[setting.bits],
@@ -182,20 +181,12 @@ def _option(
         step_s=step,
         step_per_parameter_s=(whole - step) / job.adapter_parameters,
         prepare_s=prepare_s,
-        down_s=transfer_s(job.down_bytes, down_bps, latency_s) if job.needs_download else 0.0,
-        up_s=transfer_s(4 * head, up_bps, latency_s),
-        up_per_parameter_s=8 * 4 / up_bps,
+        down_s=transfers.download_s(job.down_bytes) if job.needs_download else 0.0,
+        up_s=transfers.upload_s(4 * head),
+        up_per_parameter_s=4 * transfers.up_byte_s,
         up_bytes=4 * head,
+        step_path_s=(step - step_s(shape, usual, replace(frozen, paths=0.0), rates, pace)) / (2 * len(shape.weights)),
     )
-
-
-def _link(device: DeviceProblem) -> tuple[float, float, float]:
-    """Uplink and downlink in bits per second, and latency; what the owner lends of the uplink counts."""
-    link, lent = device.profile.link, device.profile.limits.uplink_bps
-    up = UNMEASURED_UPLINK_BPS if link is None else link.uplink_bps
-    down = UNMEASURED_DOWNLINK_BPS if link is None else link.downlink_bps
-    latency = UNMEASURED_LATENCY_S if link is None else link.latency_s
-    return (up if lent is None else min(up, lent)), down, latency
 
 
 def relaxed(options: tuple[Option, ...], budget: Budget, resource: Resource) -> tuple[tuple[Option, ...], Budget]:

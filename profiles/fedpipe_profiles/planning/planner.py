@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from fedpipe_profiles.costs.step import adapter_paths
 from fedpipe_profiles.plan import Bound, NoPlan, Plan, Prediction
 from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline, progress
 from fedpipe_profiles.planning.options import Prepared, prepare
@@ -108,6 +109,7 @@ def _kind(device: DeviceProblem) -> tuple[object, ...]:
     return (
         anonymous.model_dump_json(),
         device.measurements,
+        device.transfers,
         device.train_examples,
         device.held_out_examples,
         device.mean_tokens,
@@ -172,10 +174,16 @@ def _components(draw: Draw, agent: str, name: str, of: int, rank: int) -> tuple[
 
 def _prediction(job: JobProblem, choice: Choice) -> Prediction:
     option = choice.option
+    # the search counts two adapters on every weight, which keeps it linear; of a chosen plan their number is known
+    paths = adapter_paths({name: choice.ranks.get(name, 0) for name in job.curves}, job.global_rank)
+    spared_s = option.step_path_s * (2 * len(job.shape.weights) - paths)
+    step_s = option.step_s + option.step_per_parameter_s * choice.parameters - spared_s
     return Prediction(
         peak_bytes=round(option.memory(choice.parameters, choice.rank_sum)),
-        round_s=option.round_s(choice.steps, choice.parameters),
-        compute_s=option.compute_s(choice.steps, choice.parameters),
+        round_s=option.round_s(choice.steps, choice.parameters) - choice.steps * spared_s,
+        compute_s=option.compute_s(choice.steps, choice.parameters) - choice.steps * spared_s,
+        step_s=step_s,
+        up_s=option.up_s + option.up_per_parameter_s * choice.parameters,
         up_bytes=option.up_bytes + 4 * choice.parameters,
         down_bytes=job.down_bytes,
     )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fedpipe_profiles.costs.step import Task
 from fedpipe_profiles.device import Bits, DeviceProfile
 from fedpipe_profiles.model import ModelShape
-from fedpipe_profiles.plan import StepMeasurement
+from fedpipe_profiles.plan import StepMeasurement, TransferMeasurement
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -38,6 +38,8 @@ class DeviceProblem:
     """A predicted peak must stay below this; set after the device reported an out-of-memory error."""
     up_budget_bytes: int | None = None
     """The most that one update may have, where the link is paid for or shared."""
+    transfers: tuple[TransferMeasurement, ...] = ()
+    """What its rounds' transfers really took, oldest first."""
     loaded_bits: Bits | None = None
     """Bit width of the base that its trainer still holds, if any: loading that one costs no time."""
 

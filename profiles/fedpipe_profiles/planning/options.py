@@ -4,6 +4,7 @@ Owns the step from the memory and time models to the numbers that the search com
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,7 +18,7 @@ from fedpipe_profiles.costs.memory import (
     rank_bytes,
     step_memory,
 )
-from fedpipe_profiles.costs.step import AdapterSize, StepSetting, device_kind
+from fedpipe_profiles.costs.step import AdapterSize, StepSetting, adapter_paths, adapter_size, device_kind
 from fedpipe_profiles.costs.timing import (
     DeviceRates,
     TimingModel,
@@ -28,7 +29,9 @@ from fedpipe_profiles.costs.timing import (
     step_s,
 )
 from fedpipe_profiles.costs.transfers import TransferModel, fit_transfers
+from fedpipe_profiles.costs.work import PATHS
 from fedpipe_profiles.device import Bits
+from fedpipe_profiles.plan import Prediction
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
 
 TIME_SLACK = 0.1
@@ -185,7 +188,28 @@ def _option(  # noqa: PLR0913, PLR0917 - one device's models, each of another su
         up_s=transfers.upload_s(4 * head),
         up_per_parameter_s=4 * transfers.up_byte_s,
         up_bytes=4 * head,
-        step_path_s=(step - step_s(shape, usual, replace(frozen, paths=0.0), rates, pace)) / (2 * len(shape.weights)),
+        step_path_s=(step - step_s(shape, usual, replace(frozen, paths=0.0), rates, pace)) / (PATHS * len(shape.weights)),
+    )
+
+
+def predicted(job: JobProblem, option: Option, ranks: Mapping[str, int], steps: int) -> Prediction:
+    """What is expected of so many steps of an option with these ranks.
+
+    The search counts two adapters on every weight, which keeps it linear. Of a chosen plan their number is known, so
+    its time is never more than the search took it for.
+    """
+    size = adapter_size(job.shape, {name: ranks.get(name, 0) for name in job.curves}, job.global_rank)
+    parameters = size.trainable_parameters - job.shape.head_parameters
+    paths = adapter_paths({name: ranks.get(name, 0) for name in job.curves}, job.global_rank)
+    spared_s = option.step_path_s * (PATHS * len(job.shape.weights) - paths)
+    return Prediction(
+        peak_bytes=round(option.memory(parameters, size.rank_sum)),
+        round_s=option.round_s(steps, parameters) - steps * spared_s,
+        compute_s=option.compute_s(steps, parameters) - steps * spared_s,
+        step_s=option.step_s + option.step_per_parameter_s * parameters - spared_s,
+        up_s=option.up_s + option.up_per_parameter_s * parameters,
+        up_bytes=option.up_bytes + 4 * parameters,
+        down_bytes=job.down_bytes,
     )
 
 

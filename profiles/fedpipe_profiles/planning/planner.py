@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fedpipe_profiles.costs.step import adapter_paths
-from fedpipe_profiles.plan import Bound, NoPlan, Plan, Prediction
+from fedpipe_profiles.plan import Bound, NoPlan, Plan
 from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline, progress
-from fedpipe_profiles.planning.options import Prepared, prepare
+from fedpipe_profiles.planning.options import Prepared, predicted, prepare
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem, PlanningError
 from fedpipe_profiles.planning.reasons import bound_of, explain, explain_none
 from fedpipe_profiles.planning.search import Choice, best_choice
@@ -157,7 +156,7 @@ def _tell(
         components={
             name: _components(draw, agent, name, job.global_rank, rank) for name, rank in choice.ranks.items() if rank
         },
-        predicted=_prediction(job, choice),
+        predicted=predicted(job, choice.option, choice.ranks, choice.steps),
         bound=verdict.bound,
         reason=verdict.reason[:500],
     )
@@ -170,23 +169,6 @@ def _components(draw: Draw, agent: str, name: str, of: int, rank: int) -> tuple[
             f"drew components {drawn} of {name} for {agent}: expected {rank} different ones of 0 to {of - 1}"
         )
     return drawn
-
-
-def _prediction(job: JobProblem, choice: Choice) -> Prediction:
-    option = choice.option
-    # the search counts two adapters on every weight, which keeps it linear; of a chosen plan their number is known
-    paths = adapter_paths({name: choice.ranks.get(name, 0) for name in job.curves}, job.global_rank)
-    spared_s = option.step_path_s * (2 * len(job.shape.weights) - paths)
-    step_s = option.step_s + option.step_per_parameter_s * choice.parameters - spared_s
-    return Prediction(
-        peak_bytes=round(option.memory(choice.parameters, choice.rank_sum)),
-        round_s=option.round_s(choice.steps, choice.parameters) - choice.steps * spared_s,
-        compute_s=option.compute_s(choice.steps, choice.parameters) - choice.steps * spared_s,
-        step_s=step_s,
-        up_s=option.up_s + option.up_per_parameter_s * choice.parameters,
-        up_bytes=option.up_bytes + 4 * choice.parameters,
-        down_bytes=job.down_bytes,
-    )
 
 
 def _check_deadline(deadline_s: float) -> None:

@@ -1,7 +1,8 @@
-"""How fast torch multiplies, copies, dequantizes and optimizes: `python -m fedpipe_agent.train.rates --device DEVICE --threads N`.
+"""How fast torch multiplies, copies, dequantizes and optimizes.
 
-Measures in a process of its own and prints `fedpipe_agent.rates.Rates` as JSON: on CUDA every dtype that the GPU
-computes in, on the processor fp32, and bf16 where `--bf16` says that it is there (emulated bf16 takes seconds).
+`python -m fedpipe_agent.train.rates --device DEVICE --threads N` measures in a process of its own and prints
+`fedpipe_agent.rates.Rates` as JSON: on CUDA every dtype that the GPU computes in, on the processor fp32, and bf16 where
+`--bf16` says that it is there (emulated bf16 takes seconds).
 """
 
 import argparse
@@ -68,15 +69,7 @@ def _measure(
     synchronize: Callable[[], None],
 ) -> Rates:
     rates = tuple(matmul_rate(dtype, shape, _matmul_times(device, dtype, shape, synchronize)) for dtype in dtypes)
-    source = torch.ones(buffer_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-        synchronize()
-
-    bandwidth = bandwidth_rate(buffer_bytes, repeat(copy))
-    del source, target
+    bandwidth = bandwidth_rate(buffer_bytes, _copy_times(device, buffer_bytes, synchronize))
     on_gpu = device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu and "bfloat16" in dtypes else torch.float16 if on_gpu else torch.float32
     weight = torch.randn(CUDA_WEIGHT if on_gpu else WEIGHT, dtype=dtype, device=device)
@@ -94,6 +87,12 @@ def _measure(
         dequantization=tuple(found),
         optimizer=optimizer_rate(sum(factor.numel() for factor in factors), times),
     )
+
+
+def _copy_times(device: torch.device, size: int, synchronize: Callable[[], None]) -> tuple[float, ...]:
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return repeat(_done(lambda: target.copy_(source), synchronize))
 
 
 def _done(action: Callable[[], object], synchronize: Callable[[], None]) -> Callable[[], None]:

@@ -4,46 +4,52 @@ Counted work (`work.py`) is divided by the device's measured rates and corrected
 width: a factor (how far real steps are from the rates) and a constant (seconds per kernel, whatever its size).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 
 from fedpipe_profiles.costs.fit import Line, LinePrior, Point, fit_line_robustly, weighted_median
 from fedpipe_profiles.costs.memory import measured_size
-from fedpipe_profiles.costs.step import (
-    AdapterSize,
-    DeviceKind,
-    StepConfig,
-    StepSetting,
-    Task,
-    adapter_paths,
-    adapter_size,
-    compute_bytes,
-    compute_dtype,
-    device_kind,
-)
+from fedpipe_profiles.costs.rates import USUAL_SLOWDOWN, DeviceRates, counted_s, device_rates
+from fedpipe_profiles.costs.step import AdapterSize, StepConfig, StepSetting, Task, adapter_paths, adapter_size
 from fedpipe_profiles.costs.work import Work, evaluation_work, step_work
-from fedpipe_profiles.device import Bits, DeviceProfile, Source
+from fedpipe_profiles.device import Bits
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
+
+__all__ = [
+    "DEFAULT_TIMING",
+    "DeviceRates",
+    "TimingCoefficients",
+    "TimingModel",
+    "counted_step_s",
+    "device_rates",
+    "evaluation_example_s",
+    "expected_step_s",
+    "fit_timing",
+    "load_s",
+    "predict_step_s",
+    "step_s",
+    "transfer_s",
+]
 
 DEFAULT_LOAD_BPS = 200e6
 """Bytes per second at which a base is read and placed, until a load was measured."""
 
-PEAK_UTILISATION = 0.4
-"""Share of a published peak that training reaches: 35 to 50 % is usual on GPUs (PaLM, arXiv 2204.02311, table 3: 21 to
-57 %). A published bandwidth is reached by 80 %."""
-_BANDWIDTH_UTILISATION = 0.8
-
-_OPTIMIZER_BYTES = 32
-"""Fused AdamW with clipping: reads value, gradient (twice) and two moments, writes value and moments, in fp32."""
 _DRIFT_SD = 0.03
 """From round to round a device changes by so much, relative."""
 _STEP_SD = 0.15
 """Steps of one setting differ by so much: the mean of n steps is good to this over the root of n."""
 _MOST_STEPS = 64
 _HALVING = 2**0.5
-_LEAST_FACTOR = 0.02
+_SLOPE_SD, _KERNEL_SD = 0.7, 1.0
+"""How far a device's coefficients are from what is expected, relative: a kernel's overhead varies far more than how
+much of a measured rate is reached."""
+_LEAST_PART = 0.1
+_CHANCE = 0.05
+_NEWEST = 3
+"""Measurements whose median says how fast a device is now: one stall among them has no say, two that agree have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,53 +61,14 @@ class TimingCoefficients:
     `other_s` is a round's compute beside loading, evaluating and steps.
     """
 
-    slowdown: float = 1.3
-    kernel_s: float = 10e-6
+    slowdown: float = USUAL_SLOWDOWN
+    kernel_s: float = 15e-6
     evaluation_slowdown: float = 1.0
     load_s: float | None = None
     other_s: float = 0.1
 
 
 DEFAULT_TIMING = TimingCoefficients()
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceRates:
-    """The rates that the counted work is divided by.
-
-    `values_per_s` are those of dequantization, by bits, and `parameters_per_s` is the optimizer's; where they were not
-    measured, the bandwidth stands in for them.
-    """
-
-    kind: DeviceKind
-    flops_per_s: Mapping[str, float]
-    bytes_per_s: float
-    values_per_s: Mapping[int, float] = field(default_factory=dict)
-    parameters_per_s: float | None = None
-
-    def flops(self, bits: Bits) -> float:
-        """Operations per second at the compute dtype of `bits`; float32's where that dtype was not measured."""
-        fallback = self.flops_per_s.get("float32", min(self.flops_per_s.values()))
-        return self.flops_per_s.get(compute_dtype(self.kind, bits), fallback)
-
-
-def device_rates(profile: DeviceProfile) -> DeviceRates:
-    """The rates of a profile; of theoretical ones the share that training reaches.
-
-    That share is raised by the usual slowdown, which the model puts on any rate until steps were measured.
-    """
-    optimizer = profile.optimizer
-    return DeviceRates(
-        device_kind(profile),
-        {rate.dtype: rate.flops_per_s * _reached(rate.source, PEAK_UTILISATION) for rate in reversed(profile.matmul)},
-        profile.bandwidth.bytes_per_s * _reached(profile.bandwidth.source, _BANDWIDTH_UTILISATION),
-        {rate.bits: rate.values_per_s for rate in reversed(profile.dequantization)},
-        None if optimizer is None else optimizer.parameters_per_s,
-    )
-
-
-def _reached(source: Source, share: float) -> float:
-    return min(1.0, DEFAULT_TIMING.slowdown * share) if source == "theoretical" else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +80,7 @@ class TimingModel:
     """
 
     fitted: Mapping[Bits, TimingCoefficients] = field(default_factory=dict)
+    newest_load_s: float | None = None
 
     def coefficients(self, bits: Bits) -> TimingCoefficients:
         """The coefficients of one bit width."""
@@ -121,12 +89,11 @@ class TimingModel:
         if not self.fitted:
             return DEFAULT_TIMING
         known = tuple(self.fitted.values())
-        loads = [c.load_s for c in known if c.load_s is not None]
         return TimingCoefficients(
             geometric_mean(c.slowdown for c in known),
             sum(c.kernel_s for c in known) / len(known),
             geometric_mean(c.evaluation_slowdown for c in known),
-            max(loads) if loads else None,
+            self.newest_load_s,
             known[0].other_s,
         )
 
@@ -183,16 +150,6 @@ def evaluation_example_s(
     return coefficients.evaluation_slowdown * batch / setting.batch_size
 
 
-def counted_s(work: Work, setting: StepSetting, rates: DeviceRates) -> float:
-    """Seconds of counted work at the device's rates, without the kernels."""
-    seconds = work.operations / rates.flops(setting.bits) + work.moved_bytes / rates.bytes_per_s
-    if work.dequantized:
-        # read compressed, written plain
-        bytes_each = compute_bytes(setting.kind, setting.bits) + setting.bits / 8
-        seconds += work.dequantized / rates.values_per_s.get(setting.bits, rates.bytes_per_s / bytes_each)
-    return seconds + work.optimized / (rates.parameters_per_s or rates.bytes_per_s / _OPTIMIZER_BYTES)
-
-
 def _seconds(work: Work, setting: StepSetting, rates: DeviceRates, coefficients: TimingCoefficients) -> float:
     return coefficients.slowdown * counted_s(work, setting, rates) + coefficients.kernel_s * work.kernels
 
@@ -223,10 +180,18 @@ class _Sample:
     counted: float
     kernels: float
 
-    def point(self) -> Point:
-        """Seconds per kernel: their constant is the same whatever the setting."""
-        sd = (_DRIFT_SD**2 + _STEP_SD**2 / min(self.m.steps, _MOST_STEPS)) ** 0.5 * _HALVING**self.age
-        return Point(self.counted / self.kernels, self.m.step_s / self.kernels, sd * self.m.step_s / self.kernels)
+    def point(self, line: Line) -> Point:
+        """Seconds per kernel, as their constant is the same whatever the setting.
+
+        `line` says how much a mistake counts, alike for a fast and for a slow step.
+        """
+        relative = (_DRIFT_SD**2 + _STEP_SD**2 / min(self.m.steps, _MOST_STEPS)) ** 0.5 * _HALVING**self.age
+        x = self.counted / self.kernels
+        return Point(x, self.m.step_s / self.kernels, relative * line.at(x))
+
+    def ratio(self, line: Line) -> float:
+        """Measured over expected seconds."""
+        return self.m.step_s / (line.slope * self.counted + line.intercept * self.kernels)
 
 
 def fit_timing(
@@ -238,9 +203,9 @@ def fit_timing(
 ) -> TimingModel:
     """Fit the coefficients per bit width to measured steps, oldest first.
 
-    The weight of a measurement halves with each newer one of its bits, and one far off the others has little say: a
-    stall is forgotten, a device that became slower is followed once two measurements say so. All bits together tell
-    what each is expected to be.
+    The weight of a measurement halves with each newer one of its bits, and one far off the others has little say. The
+    median of the newest three says how fast the device is now: a stall has no say, a device that became slower is
+    followed once two measurements say so. All bits together tell what each is expected to be.
     """
     groups: dict[Bits, list[_Sample]] = {}
     for m in reversed(measurements):
@@ -248,26 +213,58 @@ def fit_timing(
         found.append(_sample(shape, m, len(found), rates, task))
     if not groups:
         return TimingModel()
-    prior = _prior(Line(DEFAULT_TIMING.slowdown, DEFAULT_TIMING.kernel_s), 1.0)
-    everything = [sample.point() for found in groups.values() for sample in found]
-    usual = _prior(fit_line_robustly(everything, prior), 0.5) if len(groups) > 1 else prior
+    default = Line(DEFAULT_TIMING.slowdown, DEFAULT_TIMING.kernel_s)
+    usual = _fit_samples([sample for found in groups.values() for sample in found], default)
     others = [(m.other_s, 0.5**age) for age, m in enumerate(reversed(measurements)) if m.other_s is not None]
     other_s = weighted_median(*zip(*others, strict=True)) if others else DEFAULT_TIMING.other_s
-    return TimingModel(
-        {bits: replace(_fit_bits(shape, found, rates, usual), other_s=other_s) for bits, found in groups.items()}
-    )
+    loads = _loads(measurements)
+    fitted = {
+        bits: replace(_fit_bits(shape, found, rates, usual), load_s=_load_of(loads, bits), other_s=other_s)
+        for bits, found in groups.items()
+    }
+    return TimingModel(fitted, loads[-1][1] if loads else None)
 
 
-def _prior(line: Line, spread: float) -> LinePrior:
-    kernel_s = max(line.intercept, 0.1 * DEFAULT_TIMING.kernel_s)
-    return LinePrior(
-        slope=line.slope,
-        slope_sd=spread * line.slope,
-        intercept=kernel_s,
-        intercept_sd=spread * kernel_s,
-        least_slope=_LEAST_FACTOR,
-        least_intercept=0.0,
+def _loads(measurements: Sequence[StepMeasurement]) -> list[tuple[Bits, float]]:
+    """Every load that was measured, oldest first; measurements on the same loaded base repeat its seconds."""
+    found: list[tuple[Bits, float]] = []
+    for m in measurements:
+        if m.load_s > 0 and found[-1:] != [(m.bits, m.load_s)]:
+            found.append((m.bits, m.load_s))
+    return found
+
+
+def _load_of(loads: Sequence[tuple[Bits, float]], bits: Bits) -> float | None:
+    """The newest load at these bits; the very first load of all also imported libraries, so a newer one caps it."""
+    own = [index for index, (width, _) in enumerate(loads) if width == bits]
+    if not own:
+        return None
+    seconds = loads[own[-1]][1]
+    return min(seconds, loads[-1][1]) if own[-1] == 0 else seconds
+
+
+def _fit_samples(samples: Sequence[_Sample], expected: Line) -> Line:
+    """The line of some samples, newest first, beginning at what is `expected` of them but for its scale."""
+    guess = _scaled(expected, median(sample.ratio(expected) for sample in samples))
+    prior = LinePrior(
+        slope=guess.slope,
+        slope_sd=_SLOPE_SD * guess.slope,
+        intercept=guess.intercept,
+        intercept_sd=_KERNEL_SD * guess.intercept,
+        least_slope=_LEAST_PART * guess.slope,
+        least_intercept=_LEAST_PART * guess.intercept,
     )
+    return fit_line_robustly([sample.point(guess) for sample in samples], prior)
+
+
+def _drift(ratio: float) -> float:
+    """The factor by which a device is slower now, less what chance would explain."""
+    off = math.log(ratio)
+    return math.exp(math.copysign(max(0.0, abs(off) - _CHANCE), off))
+
+
+def _scaled(line: Line, factor: float) -> Line:
+    return Line(line.slope * factor, line.intercept * factor)
 
 
 def _sample(shape: ModelShape, m: StepMeasurement, age: int, rates: DeviceRates, task: Task) -> _Sample:
@@ -284,20 +281,15 @@ def _sample(shape: ModelShape, m: StepMeasurement, age: int, rates: DeviceRates,
     return _Sample(m, age, setting, size, counted_s(work, setting, rates), work.kernels)
 
 
-def _fit_bits(
-    shape: ModelShape, samples: Sequence[_Sample], rates: DeviceRates, prior: LinePrior
-) -> TimingCoefficients:
+def _fit_bits(shape: ModelShape, samples: Sequence[_Sample], rates: DeviceRates, expected: Line) -> TimingCoefficients:
     """The coefficients of samples of one bit width, newest first."""
-    line = fit_line_robustly([sample.point() for sample in samples], prior)
+    line = _fit_samples(samples, expected)
+    # older steps tell how the two coefficients are to each other, the newest how fast the device is now
+    line = _scaled(line, _drift(median(sample.ratio(line) for sample in samples[:_NEWEST])))
     found = TimingCoefficients(line.slope, line.intercept)
     ratios = [
         (s.m.evaluation_example_s / evaluation_example_s(shape, s.setting, s.size, rates, found), 0.5**s.age)
         for s in samples
         if s.m.evaluation_example_s is not None
     ]
-    loads = [s.m.load_s for s in samples if s.m.load_s > 0]
-    return replace(
-        found,
-        evaluation_slowdown=weighted_median(*zip(*ratios, strict=True)) if ratios else 1.0,
-        load_s=loads[0] if loads else None,
-    )
+    return replace(found, evaluation_slowdown=weighted_median(*zip(*ratios, strict=True)) if ratios else 1.0)

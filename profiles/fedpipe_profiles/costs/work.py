@@ -33,8 +33,11 @@ _INNER_VALUES = 5
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What there is to do: multiply-adds as two operations, bytes read and written, values made out of compressed
-    ones, parameters that the optimizer changes, and kernels."""
+    """What there is to do.
+
+    `operations` (a multiply-add is two), bytes read and written, values made out of compressed ones, parameters that
+    the optimizer changes, and kernels.
+    """
 
     operations: float
     moved_bytes: float

@@ -155,7 +155,7 @@ def _setting(job: JobProblem, device: DeviceProblem, bits: Bits, batch: int, *, 
     )
 
 
-def _option(  # noqa: PLR0913, PLR0917 - one device's models, each of another subject
+def _option(
     job: JobProblem,
     device: DeviceProblem,
     setting: StepSetting,
@@ -188,7 +188,8 @@ def _option(  # noqa: PLR0913, PLR0917 - one device's models, each of another su
         up_s=transfers.upload_s(4 * head),
         up_per_parameter_s=4 * transfers.up_byte_s,
         up_bytes=4 * head,
-        step_path_s=(step - step_s(shape, usual, replace(frozen, paths=0.0), rates, pace)) / (PATHS * len(shape.weights)),
+        step_path_s=(step - step_s(shape, usual, replace(frozen, paths=0.0), rates, pace))
+        / (PATHS * len(shape.weights)),
     )
 
 

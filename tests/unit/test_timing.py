@@ -233,7 +233,7 @@ def test_noise_and_a_stall_change_little(
         for index, off in enumerate(noise)
     ]
     calm = _measured(8, slowdown=slowdown, kernel_s=kernel_s)
-    assert _predicted(_fit(*steps), calm) == pytest.approx(calm.step_s, rel=0.2)
+    assert _predicted(_fit(*steps), calm) == pytest.approx(calm.step_s, rel=0.3)
 
 
 @pytest.mark.parametrize("slowdown", [0.3, 1.0, 10.0])

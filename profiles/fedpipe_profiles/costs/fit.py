@@ -5,8 +5,10 @@ off, so that one point already gives both coefficients and ten points leave the 
 a prior mean, in closed form: the normal equations of two unknowns.)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,62 @@ def _stretch(point: Point, line: Line) -> float:
     """By how much a point's standard deviation grows for Huber's loss."""
     off = abs(point.y - line.at(point.x)) / point.sd
     return max(1.0, off / _HUBER) ** 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a device is thought to be before it is measured, but for its scale.
+
+    The standard deviations of slope and intercept are relative to themselves.
+    """
+
+    line: Line
+    slope_sd: float
+    intercept_sd: float
+
+
+_HALVING = 2**0.5
+_LEAST_PART = 0.1
+_LEAST_RATIO = 1e-9
+_CHANCE = 0.05
+_NEWEST = 3
+
+
+def follow_line(measured: Sequence[Point], expected: Expected) -> Line:
+    """The line of a device that may change, from its measurements, newest first; `expected` where there are none.
+
+    The weight of a measurement halves with each newer one, and one far off the others has little say. These tell how
+    the two coefficients are to each other. How fast the device is now is told by the median of the newest three: one
+    stall among them has no say, two that agree have it.
+
+    Args:
+        measured: Their `sd` is relative to what is expected of them, so that slow and fast ones count alike.
+        expected: Its line must be above 0 at every measurement.
+    """
+    if not measured:
+        return expected.line
+    guess = _scaled(expected.line, _median_ratio(measured, expected.line))
+    prior = LinePrior(
+        slope=guess.slope,
+        slope_sd=expected.slope_sd * guess.slope,
+        intercept=guess.intercept,
+        intercept_sd=expected.intercept_sd * guess.intercept,
+        least_slope=_LEAST_PART * guess.slope,
+        least_intercept=_LEAST_PART * guess.intercept,
+    )
+    points = [Point(p.x, p.y, p.sd * guess.at(p.x) * _HALVING**age) for age, p in enumerate(measured)]
+    line = fit_line_robustly(points, prior)
+    off = math.log(_median_ratio(measured[:_NEWEST], line))
+    # less what chance would explain
+    return _scaled(line, math.exp(math.copysign(max(0.0, abs(off) - _CHANCE), off)))
+
+
+def _median_ratio(measured: Sequence[Point], line: Line) -> float:
+    return max(_LEAST_RATIO, median(p.y / line.at(p.x) for p in measured))
+
+
+def _scaled(line: Line, factor: float) -> Line:
+    return Line(line.slope * factor, line.intercept * factor)
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:

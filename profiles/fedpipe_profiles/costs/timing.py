@@ -4,12 +4,11 @@ Counted work (`work.py`) is divided by the device's measured rates and corrected
 width: a factor (how far real steps are from the rates) and a constant (seconds per kernel, whatever its size).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import geometric_mean, median
+from statistics import geometric_mean
 
-from fedpipe_profiles.costs.fit import Line, LinePrior, Point, fit_line_robustly, weighted_median
+from fedpipe_profiles.costs.fit import Expected, Line, Point, follow_line, weighted_median
 from fedpipe_profiles.costs.memory import measured_size
 from fedpipe_profiles.costs.rates import USUAL_SLOWDOWN, DeviceRates, counted_s, device_rates
 from fedpipe_profiles.costs.step import AdapterSize, StepConfig, StepSetting, Task, adapter_paths, adapter_size
@@ -42,14 +41,9 @@ _DRIFT_SD = 0.03
 _STEP_SD = 0.15
 """Steps of one setting differ by so much: the mean of n steps is good to this over the root of n."""
 _MOST_STEPS = 64
-_HALVING = 2**0.5
 _SLOPE_SD, _KERNEL_SD = 0.7, 1.0
 """How far a device's coefficients are from what is expected, relative: a kernel's overhead varies far more than how
 much of a measured rate is reached."""
-_LEAST_PART = 0.1
-_CHANCE = 0.05
-_NEWEST = 3
-"""Measurements whose median says how fast a device is now: one stall among them has no say, two that agree have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +63,7 @@ class TimingCoefficients:
 
 
 DEFAULT_TIMING = TimingCoefficients()
+_EXPECTED = Expected(Line(DEFAULT_TIMING.slowdown, DEFAULT_TIMING.kernel_s), _SLOPE_SD, _KERNEL_SD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,27 +166,18 @@ def transfer_s(size_bytes: float, bps: float, latency_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A measurement with what is counted of it; `age` in measurements, 0 for the newest."""
+    """A measurement with what is counted of it."""
 
     m: StepMeasurement
-    age: int
     setting: StepSetting
     size: AdapterSize
     counted: float
     kernels: float
 
-    def point(self, line: Line) -> Point:
-        """Seconds per kernel, as their constant is the same whatever the setting.
-
-        `line` says how much a mistake counts, alike for a fast and for a slow step.
-        """
-        relative = (_DRIFT_SD**2 + _STEP_SD**2 / min(self.m.steps, _MOST_STEPS)) ** 0.5 * _HALVING**self.age
-        x = self.counted / self.kernels
-        return Point(x, self.m.step_s / self.kernels, relative * line.at(x))
-
-    def ratio(self, line: Line) -> float:
-        """Measured over expected seconds."""
-        return self.m.step_s / (line.slope * self.counted + line.intercept * self.kernels)
+    def point(self) -> Point:
+        """Seconds per kernel, as their constant is the same whatever the setting."""
+        sd = (_DRIFT_SD**2 + _STEP_SD**2 / min(self.m.steps, _MOST_STEPS)) ** 0.5
+        return Point(self.counted / self.kernels, self.m.step_s / self.kernels, sd)
 
 
 def fit_timing(
@@ -203,24 +189,20 @@ def fit_timing(
 ) -> TimingModel:
     """Fit the coefficients per bit width to measured steps, oldest first.
 
-    The weight of a measurement halves with each newer one of its bits, and one far off the others has little say. The
-    median of the newest three says how fast the device is now: a stall has no say, a device that became slower is
-    followed once two measurements say so. All bits together tell what each is expected to be.
+    All bits together tell what each is expected to be; `follow_line` says what becomes of stalls and of a device that
+    changes its speed.
     """
-    groups: dict[Bits, list[_Sample]] = {}
-    for m in reversed(measurements):
-        found = groups.setdefault(m.bits, [])
-        found.append(_sample(shape, m, len(found), rates, task))
-    if not groups:
+    if not measurements:
         return TimingModel()
-    default = Line(DEFAULT_TIMING.slowdown, DEFAULT_TIMING.kernel_s)
-    usual = _fit_samples([sample for found in groups.values() for sample in found], default)
+    everything = [_sample(shape, m, rates, task) for m in reversed(measurements)]
+    usual = Expected(follow_line([sample.point() for sample in everything], _EXPECTED), _SLOPE_SD, _KERNEL_SD)
     others = [(m.other_s, 0.5**age) for age, m in enumerate(reversed(measurements)) if m.other_s is not None]
     other_s = weighted_median(*zip(*others, strict=True)) if others else DEFAULT_TIMING.other_s
     loads = _loads(measurements)
     fitted = {
         bits: replace(_fit_bits(shape, found, rates, usual), load_s=_load_of(loads, bits), other_s=other_s)
-        for bits, found in groups.items()
+        for bits in {m.bits for m in measurements}
+        for found in ([sample for sample in everything if sample.m.bits == bits],)
     }
     return TimingModel(fitted, loads[-1][1] if loads else None)
 
@@ -243,31 +225,7 @@ def _load_of(loads: Sequence[tuple[Bits, float]], bits: Bits) -> float | None:
     return min(seconds, loads[-1][1]) if own[-1] == 0 else seconds
 
 
-def _fit_samples(samples: Sequence[_Sample], expected: Line) -> Line:
-    """The line of some samples, newest first, beginning at what is `expected` of them but for its scale."""
-    guess = _scaled(expected, median(sample.ratio(expected) for sample in samples))
-    prior = LinePrior(
-        slope=guess.slope,
-        slope_sd=_SLOPE_SD * guess.slope,
-        intercept=guess.intercept,
-        intercept_sd=_KERNEL_SD * guess.intercept,
-        least_slope=_LEAST_PART * guess.slope,
-        least_intercept=_LEAST_PART * guess.intercept,
-    )
-    return fit_line_robustly([sample.point(guess) for sample in samples], prior)
-
-
-def _drift(ratio: float) -> float:
-    """The factor by which a device is slower now, less what chance would explain."""
-    off = math.log(ratio)
-    return math.exp(math.copysign(max(0.0, abs(off) - _CHANCE), off))
-
-
-def _scaled(line: Line, factor: float) -> Line:
-    return Line(line.slope * factor, line.intercept * factor)
-
-
-def _sample(shape: ModelShape, m: StepMeasurement, age: int, rates: DeviceRates, task: Task) -> _Sample:
+def _sample(shape: ModelShape, m: StepMeasurement, rates: DeviceRates, task: Task) -> _Sample:
     setting = StepSetting(
         bits=m.bits,
         batch_size=m.batch_size,
@@ -278,18 +236,18 @@ def _sample(shape: ModelShape, m: StepMeasurement, age: int, rates: DeviceRates,
     )
     size = replace(measured_size(shape, m), paths=None if m.adapter_paths is None else float(m.adapter_paths))
     work = step_work(shape, setting, size)
-    return _Sample(m, age, setting, size, counted_s(work, setting, rates), work.kernels)
+    return _Sample(m, setting, size, counted_s(work, setting, rates), work.kernels)
 
 
-def _fit_bits(shape: ModelShape, samples: Sequence[_Sample], rates: DeviceRates, expected: Line) -> TimingCoefficients:
+def _fit_bits(
+    shape: ModelShape, samples: Sequence[_Sample], rates: DeviceRates, expected: Expected
+) -> TimingCoefficients:
     """The coefficients of samples of one bit width, newest first."""
-    line = _fit_samples(samples, expected)
-    # older steps tell how the two coefficients are to each other, the newest how fast the device is now
-    line = _scaled(line, _drift(median(sample.ratio(line) for sample in samples[:_NEWEST])))
+    line = follow_line([sample.point() for sample in samples], expected)
     found = TimingCoefficients(line.slope, line.intercept)
     ratios = [
-        (s.m.evaluation_example_s / evaluation_example_s(shape, s.setting, s.size, rates, found), 0.5**s.age)
-        for s in samples
+        (s.m.evaluation_example_s / evaluation_example_s(shape, s.setting, s.size, rates, found), 0.5**age)
+        for age, s in enumerate(samples)
         if s.m.evaluation_example_s is not None
     ]
     return replace(found, evaluation_slowdown=weighted_median(*zip(*ratios, strict=True)) if ratios else 1.0)

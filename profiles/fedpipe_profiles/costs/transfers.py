@@ -7,18 +7,18 @@ their checks; so each direction is a line, seconds over bytes, that begins at th
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpipe_profiles.costs.fit import Line, LinePrior, Point, fit_line_robustly
+from fedpipe_profiles.costs.fit import Expected, Line, Point, follow_line
 from fedpipe_profiles.device import DeviceProfile
 from fedpipe_profiles.plan import TransferMeasurement
-from fedpipe_profiles.values import MAX_RATE, MIN_RATE
 
 UNMEASURED_UPLINK_BPS = 20e6
 UNMEASURED_DOWNLINK_BPS = 100e6
 UNMEASURED_LATENCY_S = 0.1
 
 _RELATIVE_SD = 0.05
-_LEAST_SD_S = 0.02
-_HALVING = 2**0.5
+_NOISE_S = 0.02
+_HANDLING_S = 0.1
+"""Beside the bytes: messages, naming and checking the file, and the waits between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +48,21 @@ def fit_transfers(profile: DeviceProfile, measurements: Sequence[TransferMeasure
     up_bps = UNMEASURED_UPLINK_BPS if link is None else link.uplink_bps
     down_bps = UNMEASURED_DOWNLINK_BPS if link is None else link.downlink_bps
     latency_s = UNMEASURED_LATENCY_S if link is None else link.latency_s
-    down = _line([(m.down_bytes, m.down_s) for m in measurements], latency_s, down_bps, MAX_RATE)
+    down = _line([(m.down_bytes, m.down_s) for m in measurements], latency_s, down_bps)
     up_bps = up_bps if lent is None else min(up_bps, lent)
-    up = _line([(m.up_bytes, m.up_s) for m in measurements], latency_s, up_bps, lent or MAX_RATE)
+    up = _line([(m.up_bytes, m.up_s) for m in measurements], latency_s, up_bps)
+    if lent is not None:
+        up = Line(max(up.slope, 8 / lent), up.intercept)
     return TransferModel(down.intercept, down.slope, up.intercept, up.slope)
 
 
-def _line(transfers: Sequence[tuple[int, float]], latency_s: float, bps: float, most_bps: float) -> Line:
-    """Seconds over bytes; the latency is not below the link's, and bytes are no faster than `most_bps`."""
-    byte_s = 8 / max(bps, MIN_RATE)
-    prior = LinePrior(
-        slope=byte_s,
-        slope_sd=byte_s,
-        intercept=latency_s,
-        intercept_sd=latency_s + 0.5,
-        least_slope=min(byte_s, max(8 / most_bps, 0.1 * byte_s)),
-        least_intercept=0.0,
-    )
+def _line(transfers: Sequence[tuple[int, float]], latency_s: float, bps: float) -> Line:
+    """Seconds over bytes: the link's own until a transfer was measured."""
+    link = Line(8 / bps, latency_s)
+    expected = Line(link.slope, latency_s + _HANDLING_S)
     points = [
-        Point(float(size), seconds, (_RELATIVE_SD * seconds + _LEAST_SD_S) * _HALVING**age)
-        for age, (size, seconds) in enumerate(reversed(transfers))
+        Point(float(size), seconds, _RELATIVE_SD + _NOISE_S / expected.at(size))
+        for size, seconds in reversed(transfers)
         if size > 0
     ]
-    return fit_line_robustly(points, prior) if points else Line(byte_s, latency_s)
+    return follow_line(points, Expected(expected, 1.0, 1.0)) if points else link

@@ -45,7 +45,7 @@ class Trained:
 
     `step_s`, `wait_s` (until the next batch was made, mean), `step_tokens` (padded, of each step's batch) and
     `tokens_per_example` (padded, mean) leave out the first step, which also warms up, where there are others;
-    `longest` is over all steps, `training_s` is the time of all, waits included.
+    `longest` is over all steps.
     """
 
     examples: int
@@ -54,7 +54,6 @@ class Trained:
     step_s: tuple[float, ...]
     wait_s: float
     step_tokens: tuple[int, ...]
-    training_s: float
     tokens_per_example: float
     longest: int
     settings: StepSettings
@@ -131,7 +130,6 @@ def train(
         step_s=tuple(times[first:]),
         wait_s=sum(waited) / len(waited),
         step_tokens=tuple(tokens),
-        training_s=sum(times) + sum(waits[: len(times)]),
         tokens_per_example=sum(tokens) / sum(sizes[first:]),
         longest=max(lengths),
         settings=settings,

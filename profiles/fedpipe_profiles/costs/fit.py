@@ -93,7 +93,7 @@ def fit_line_robustly(points: Sequence[Point], prior: LinePrior) -> Line:
 def _stretch(point: Point, line: Line) -> float:
     """By how much a point's standard deviation grows for Huber's loss."""
     off = abs(point.y - line.at(point.x)) / point.sd
-    return max(1.0, off / _HUBER) ** 0.5
+    return math.sqrt(max(1.0, off / _HUBER))
 
 
 @dataclass(frozen=True, slots=True)

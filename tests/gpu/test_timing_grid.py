@@ -33,7 +33,7 @@ def test_rounds_are_predicted_from_those_before(model: str, tmp_path: Path) -> N
     profile, _ = probe_device("gpu", limits=Limits(), device="cuda")
     agent = Agent(model, DATA, profile, tmp_path / "agent", time.monotonic, seed=0)
     cases = list(agent.rounds(settings(profile.supported_bits, 9, seed=0)))
-    print(table(cases, profile.accelerator.name if profile.accelerator else ""))
+    print(table(cases, profile.accelerator.name if profile.accelerator else ""))  # noqa: T201 - the grid's result
     for case in cases:
         if case.round >= FIRST and case.known_bits:
             assert 1 / OFF < case.predicted.step_s / case.trained.measurement.step_s < OFF

@@ -359,3 +359,18 @@ def test_an_illegal_transition_is_a_defect_with_both_phases() -> None:
     state: RunState = begin()
     with pytest.raises(IllegalTransitionError, match="'done' may not follow 'surveying'"):
         state.to("done", 0.0)
+
+
+def test_what_a_rounds_transfers_took_is_kept_for_the_next_plan() -> None:
+    drive = training("a", "b")
+    drive.now += 20.0
+    finish(drive, "a")
+    (kept,) = drive.member("a").transfers
+    offer = drive.member("a").trained
+    assert offer is not None
+    # 20 s in all, of which the agent downloaded for 0.5 and computed for 15
+    assert (kept.down_s, kept.up_s) == (0.5, pytest.approx(4.5))
+    assert (kept.down_bytes, kept.up_bytes) == (4000, offer.update.size)
+    drive.now -= 15.0
+    finish(drive, "b")  # it claims to have computed for longer than it was awaited
+    assert drive.member("b").transfers[0].up_s == 0.0

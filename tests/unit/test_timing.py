@@ -283,7 +283,9 @@ def test_loading_is_told_by_the_newest_load_at_these_bits() -> None:
     assert load_s(minilm(), _fit(load(32, 3.0)).coefficients(32)) == 3.0
     assert load_s(minilm(), _fit(load(32, 3.0), load(32, 3.0), load(4, 1.0)).coefficients(32)) == 1.0
     assert load_s(minilm(), _fit(load(32, 3.0), load(4, 1.0), load(8, 2.0)).coefficients(4)) == 1.0
-    # never measured: as long as the newest one
+    # never measured: as long as the newest one, or as the first one without its imports
+    assert load_s(minilm(), _fit(load(32, 3.0)).coefficients(4)) == pytest.approx(1.0)
+    assert 0 < load_s(minilm(), _fit(load(32, 0.5)).coefficients(4)) < 0.5
     assert load_s(minilm(), _fit(load(32, 3.0), load(4, 1.0)).coefficients(8)) == 1.0
     # 22.7 million parameters of 2 bytes at 200 MB/s
     assert load_s(minilm(), TimingCoefficients()) == pytest.approx(0.227, rel=0.01)

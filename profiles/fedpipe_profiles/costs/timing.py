@@ -36,6 +36,10 @@ __all__ = [
 DEFAULT_LOAD_BPS = 200e6
 """Bytes per second at which a base is read and placed, until a load was measured."""
 
+IMPORTS_S = 2.0
+"""What of a process's first load is the import of libraries, which no later load repeats."""
+_LEAST_LOAD_PART = 0.1
+
 _DRIFT_SD = 0.03
 """From round to round a device changes by so much, relative."""
 _STEP_SD = 0.15
@@ -204,7 +208,10 @@ def fit_timing(
         for bits in {m.bits for m in measurements}
         for found in ([sample for sample in everything if sample.m.bits == bits],)
     }
-    return TimingModel(fitted, loads[-1][1] if loads else None)
+    newest = loads[-1][1] if loads else None
+    if newest is not None and len(loads) == 1:
+        newest = max(_LEAST_LOAD_PART * newest, newest - IMPORTS_S)
+    return TimingModel(fitted, newest)
 
 
 def _loads(measurements: Sequence[StepMeasurement]) -> list[tuple[Bits, float]]:

@@ -1,7 +1,21 @@
 """The run from survey to export, seen from outside: events in, actions out."""
 
 import pytest
-from run_support import LABELS, RUN, Drive, begin, evaluated, failed, scored, shape, survey, tasks, trained
+from run_support import (
+    LABELS,
+    RUN,
+    Drive,
+    begin,
+    evaluated,
+    failed,
+    finish,
+    scored,
+    shape,
+    survey,
+    tasks,
+    trained,
+    training,
+)
 
 from fedpipe_coordinator.runs.run_events import (
     AgentOffline,

@@ -106,6 +106,8 @@ class Expected:
     line: Line
     slope_sd: float
     intercept_sd: float
+    of_this_device: bool = False
+    """Its scale is known too: a few measurements that are off may then tell of one coefficient alone."""
 
 
 _HALVING = 2**0.5
@@ -128,7 +130,8 @@ def follow_line(measured: Sequence[Point], expected: Expected) -> Line:
     """
     if not measured:
         return expected.line
-    guess = _scaled(expected.line, _median_ratio(measured, expected.line))
+    scale = _median_ratio(measured, expected.line)
+    guess = expected.line if expected.of_this_device and len(measured) < _NEWEST else _scaled(expected.line, scale)
     prior = LinePrior(
         slope=guess.slope,
         slope_sd=expected.slope_sd * guess.slope,

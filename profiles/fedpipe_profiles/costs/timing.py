@@ -199,7 +199,9 @@ def fit_timing(
     if not measurements:
         return TimingModel()
     everything = [_sample(shape, m, rates, task) for m in reversed(measurements)]
-    usual = Expected(follow_line([sample.point() for sample in everything], _EXPECTED), _SLOPE_SD, _KERNEL_SD)
+    usual = Expected(
+        follow_line([sample.point() for sample in everything], _EXPECTED), _SLOPE_SD, _KERNEL_SD, of_this_device=True
+    )
     others = [(m.other_s, 0.5**age) for age, m in enumerate(reversed(measurements)) if m.other_s is not None]
     other_s = weighted_median(*zip(*others, strict=True)) if others else DEFAULT_TIMING.other_s
     loads = _loads(measurements)

@@ -91,7 +91,12 @@ def memory_limit_bytes(setup: Setup) -> int:
 
 
 def upload_s(setup: Setup, plan: Plan) -> float:
-    """Seconds to keep for sending the update: by the measured or limited uplink, with a quarter to spare."""
+    """Seconds to keep for sending the update, with a quarter to spare.
+
+    By the measured or limited uplink, and by what the plan expects after the rounds before; but at most half of its
+    time by the latter, which is the coordinator's word.
+    """
     link = setup.profile.link
     bps = setup.profile.limits.uplink_bps or (link.uplink_bps if link is not None else None)
-    return 1.0 if bps is None else 0.5 + 1.25 * plan.predicted.up_bytes * 8 / bps
+    own = 1.0 if bps is None else 0.5 + 1.25 * plan.predicted.up_bytes * 8 / bps
+    return max(own, min(1.25 * plan.predicted.up_s, plan.deadline_s / 2))

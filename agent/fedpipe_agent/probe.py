@@ -161,8 +161,8 @@ def measure_rates(
             note = f"{accelerator.name} was not measured: torch is missing; its rates are theoretical"
             return Measured(host, cpu_flags, accelerator, sheet, (note,))
         notes.append(f"{accelerator.name} is left out: torch is missing, and its driver tells no clocks")
-    by_torch = has_torch and bool(BF16_FLAGS & cpu_flags)
-    rates = _processor_rates(threads, by_torch=by_torch, run=run, notes=notes)
+    more = None if not has_torch else ["--bf16"] if BF16_FLAGS & cpu_flags else []
+    rates = _processor_rates(threads, more, run=run, notes=notes)
     return Measured(host, cpu_flags, None, rates, tuple(notes))
 
 
@@ -183,6 +183,8 @@ def build_profile(
         supported_bits=supported_bits(measured.cpu_flags, measured.accelerator),
         matmul=measured.rates.matmul,
         bandwidth=measured.rates.bandwidth,
+        dequantization=measured.rates.dequantization,
+        optimizer=measured.rates.optimizer,
         link=link,
         limits=limits,
         datasets=tuple(sorted(datasets)),
@@ -264,14 +266,15 @@ def _anonymous_bytes(proc: Path, pid: int) -> int:
 
 
 def _processor_rates(
-    threads: int, *, by_torch: bool, run: Callable[[str, list[str]], Rates], notes: list[str]
+    threads: int, more: list[str] | None, *, run: Callable[[str, list[str]], Rates], notes: list[str]
 ) -> Rates:
-    if by_torch:
-        # numpy has no bf16.
+    """By torch with `more` arguments, or without torch, where they are None or torch fails."""
+    if more is not None:
+        # numpy has no bf16, and neither quantized weights nor an optimizer
         try:
-            return run("fedpipe_agent.train.rates", ["--device", "cpu", "--bf16", "--threads", str(threads)])
+            return run("fedpipe_agent.train.rates", ["--device", "cpu", *more, "--threads", str(threads)])
         except RatesError as error:
-            notes.append(f"bf16 was not measured: {error}")
+            notes.append(f"torch was not measured, only numpy: {error}")
     try:
         return run("fedpipe_agent.rates", ["--threads", str(threads)])
     except RatesError as error:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from fedpipe_profiles.device import BandwidthRate, MatmulRate
+from fedpipe_profiles.device import BandwidthRate, DequantizationRate, MatmulRate, OptimizerRate
 from fedpipe_profiles.values import Value
 
 SHAPE = (512, 1024, 1024)
@@ -36,6 +36,8 @@ class Rates(Value):
 
     matmul: tuple[MatmulRate, ...]
     bandwidth: BandwidthRate
+    dequantization: tuple[DequantizationRate, ...] = ()
+    optimizer: OptimizerRate | None = None
 
 
 class RatesError(RuntimeError):
@@ -84,6 +86,27 @@ def bandwidth_rate(buffer_bytes: int, times: Sequence[float]) -> BandwidthRate:
     return BandwidthRate(
         bytes_per_s=2 * buffer_bytes / statistics.median(times),
         buffer_bytes=buffer_bytes,
+        repeats=len(times),
+        relative_spread=relative_spread(times),
+    )
+
+
+def dequantization_rate(bits: Literal[4, 8], shape: tuple[int, int], times: Sequence[float]) -> DequantizationRate:
+    """The rate of making a plain weight `(d_out, d_in)` out of a compressed one."""
+    return DequantizationRate(
+        bits=bits,
+        shape=shape,
+        values_per_s=shape[0] * shape[1] / statistics.median(times),
+        repeats=len(times),
+        relative_spread=relative_spread(times),
+    )
+
+
+def optimizer_rate(parameters: int, times: Sequence[float]) -> OptimizerRate:
+    """The rate of an optimizer's step on so many parameters."""
+    return OptimizerRate(
+        parameters=parameters,
+        parameters_per_s=parameters / statistics.median(times),
         repeats=len(times),
         relative_spread=relative_spread(times),
     )

@@ -112,6 +112,8 @@ def round_table(record: Mapping[str, Any]) -> RenderableType:
     accuracy = f", accuracy {metric['accuracy']:.3f}" if "accuracy" in metric else ""
     loss = f"loss {metric['loss']:.3f}{accuracy}" if metric else "not evaluated"
     title = f"round {record['round']}: held-out {loss}; {record['wall_s']:.0f} s of {record['deadline_s']:.0f} s"
+    if record.get("time_error") is not None:
+        title += f", predicted to {record['time_error']:.0%}"
     table = Table(title=title, title_justify="left")
     for name in ("agent", "bits", "ranks", "examples", "up", "down", "memory pred/meas", "time pred/meas", "status"):
         table.add_column(name, justify="left" if name in ("agent", "ranks", "status") else "right")

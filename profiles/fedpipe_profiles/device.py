@@ -52,6 +52,27 @@ class BandwidthRate(Value):
     source: Source = "measured"
 
 
+class DequantizationRate(Value):
+    """How fast the device makes plain weights out of compressed ones."""
+
+    bits: Literal[4, 8] = Field(description="4 is NF4 with double quantization, 8 is INT8")
+    shape: tuple[PositiveSize, PositiveSize] = Field(description="(d_out, d_in) of the weight")
+    values_per_s: Rate = Field(description="weights' values made in the compute dtype, over the median time")
+    repeats: PositiveCount
+    relative_spread: float = Field(ge=0.0, le=MAX_RATE)
+    source: Source = "measured"
+
+
+class OptimizerRate(Value):
+    """How fast the device takes the optimizer's step."""
+
+    parameters: PositiveCount = Field(description="float32 parameters of the measured step")
+    parameters_per_s: Rate = Field(description="clipped and changed by fused AdamW, over the median time")
+    repeats: PositiveCount
+    relative_spread: float = Field(ge=0.0, le=MAX_RATE)
+    source: Source = "measured"
+
+
 class Accelerator(Value):
     """An NVIDIA GPU as its driver describes it."""
 
@@ -101,6 +122,10 @@ class DeviceProfile(Value):
     supported_bits: tuple[Bits, ...] = Field(min_length=1, max_length=4)
     matmul: tuple[MatmulRate, ...] = Field(min_length=1, max_length=8)
     bandwidth: BandwidthRate
+    dequantization: tuple[DequantizationRate, ...] = Field(
+        default=(), max_length=4, description="of the bits that could be measured; the bandwidth stands in for others"
+    )
+    optimizer: OptimizerRate | None = None
     link: Link | None = None
     limits: Limits = Limits()
     datasets: tuple[DatasetName, ...] = Field(

@@ -39,12 +39,30 @@ class StepMeasurement(Value):
     gradient_checkpointing: bool
     trainable_parameters: Count
     side_parameters: Count = Field(description="frozen adapter parameters on the side path")
+    adapter_paths: Count | None = Field(
+        default=None, description="adapters, up to two on a weight: trained and side path"
+    )
     steps: PositiveCount
-    step_s: MeasuredSeconds = Field(description="median seconds of one step, forward, backward and optimizer")
+    step_s: MeasuredSeconds = Field(
+        description="seconds of one step, its batch made, forward, backward and optimizer: mean over the steps but the "
+        "first, a stall counted as three times a usual step"
+    )
     evaluation_example_s: MeasuredSeconds | None = Field(default=None, description="seconds per held-out example")
     load_s: Seconds = Field(default=0.0, description="seconds to load the base at these bits")
+    other_s: Seconds | None = Field(
+        default=None, description="seconds of a round's compute beside loading, evaluating and its usual steps"
+    )
     peak_bytes: PositiveBytes = Field(description="peak of the training memory, runtime context not counted")
     context_bytes: Bytes = Field(description="what the process held before the base was loaded")
+
+
+class TransferMeasurement(Value):
+    """What a round's transfers really took."""
+
+    down_bytes: Bytes
+    down_s: Seconds = Field(description="from the task's receipt to the adapter, on the agent's clock")
+    up_bytes: Bytes
+    up_s: Seconds = Field(description="what is left of the round, on the coordinator's clock: messages and the upload")
 
 
 class Prediction(Value):
@@ -53,6 +71,8 @@ class Prediction(Value):
     peak_bytes: PositiveBytes = Field(description="training memory without the runtime context")
     round_s: PositiveSeconds
     compute_s: Seconds
+    step_s: Seconds = Field(default=0.0, description="of one step; 0 where an older planner did not say")
+    up_s: Seconds = Field(default=0.0, description="from the end of training to the update's acknowledgement")
     up_bytes: Bytes
     down_bytes: Bytes
 

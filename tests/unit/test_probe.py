@@ -374,8 +374,10 @@ class _Runs:
 
     def __init__(self, *fails: str) -> None:
         self.fails = fails
+        self.asked: list[list[str]] = []
 
     def __call__(self, module: str, arguments: list[str]) -> Rates:
+        self.asked.append(arguments)
         if set(self.fails) & {module, *arguments}:
             raise RatesError("it broke")
         assert arguments[-2:] == ["--threads", "3"]
@@ -394,7 +396,7 @@ def test_a_gpu_is_measured_by_torch() -> None:
 
 def test_a_gpu_that_torch_cannot_use_is_left_out_with_a_note() -> None:
     measured = _measured(_Runs("cuda"), GPU)
-    assert (measured.accelerator, measured.rates) == (None, NUMPY)
+    assert (measured.accelerator, measured.rates) == (None, TORCH)
     assert measured.notes == ("G is left out: it broke",)
 
 
@@ -409,17 +411,18 @@ def test_without_torch_a_gpus_rates_are_theoretical_and_a_note_says_so(monkeypat
     assert (blind.accelerator, blind.rates) == (None, NUMPY)
 
 
-def test_a_processor_with_bf16_is_measured_by_torch_where_there_is_one() -> None:
-    flags = frozenset({"amx_bf16"})
-    assert _measured(_Runs(), flags=flags).rates == TORCH
+@pytest.mark.parametrize(("flags", "asked"), [(frozenset({"amx_bf16"}), ["--bf16"]), (frozenset(), [])])
+def test_a_processor_is_measured_by_torch_where_there_is_one(flags: frozenset[str], asked: list[str]) -> None:
+    runs = _Runs()
+    assert _measured(runs, flags=flags).rates == TORCH
+    assert runs.asked == [["--device", "cpu", *asked, "--threads", "3"]]
     fallback = _measured(_Runs("fedpipe_agent.train.rates"), flags=flags)
-    assert (fallback.rates, fallback.notes) == (NUMPY, ("bf16 was not measured: it broke",))
-    assert _measured(_Runs("fedpipe_agent.train.rates")).rates == NUMPY
+    assert (fallback.rates, fallback.notes) == (NUMPY, ("torch was not measured, only numpy: it broke",))
 
 
 def test_a_machine_that_cannot_be_measured_is_an_error() -> None:
     with pytest.raises(ProbeError, match="the processor cannot be measured: it broke"):
-        _measured(_Runs("fedpipe_agent.rates"))
+        _measured(_Runs("fedpipe_agent.rates", "fedpipe_agent.train.rates"))
 
 
 def test_the_profile_carries_what_was_found() -> None:

@@ -1,7 +1,21 @@
 """The run from survey to export, seen from outside: events in, actions out."""
 
 import pytest
-from run_support import LABELS, RUN, Drive, begin, evaluated, failed, scored, shape, survey, tasks, trained
+from run_support import (
+    LABELS,
+    RUN,
+    Drive,
+    begin,
+    evaluated,
+    failed,
+    finish,
+    scored,
+    shape,
+    survey,
+    tasks,
+    trained,
+    training,
+)
 
 from fedpipe_coordinator.runs.run_events import (
     AgentOffline,
@@ -359,3 +373,19 @@ def test_an_illegal_transition_is_a_defect_with_both_phases() -> None:
     state: RunState = begin()
     with pytest.raises(IllegalTransitionError, match="'done' may not follow 'surveying'"):
         state.to("done", 0.0)
+
+
+def test_what_a_rounds_transfers_took_is_kept_for_the_next_plan() -> None:
+    drive = training("a", "b")
+    drive.now += 20.0
+    finish(drive, "a")
+    (kept,) = drive.member("a").transfers
+    offer = drive.member("a").trained
+    assert offer is not None
+    # 20 s in all, of which the agent downloaded for 0.5 and computed for 15
+    assert kept.down_s == 0.5
+    assert kept.up_s == pytest.approx(4.5)
+    assert (kept.down_bytes, kept.up_bytes) == (4000, offer.update.size)
+    drive.now -= 15.0
+    finish(drive, "b")  # it claims to have computed for longer than it was awaited
+    assert drive.member("b").transfers[0].up_s == 0.0

@@ -1,6 +1,6 @@
 """Steps, budgets and failures on a tiny model: the same gradient however a step is split, and never a silent loss."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fedpipe_agent.train.base import Base
 from fedpipe_agent.train.data import IGNORED, Batch, Encoded
 from fedpipe_agent.train.errors import MemoryExceededError, ModelError, OutOfTimeError
 from fedpipe_agent.train.evaluate import evaluate
-from fedpipe_agent.train.loop import Trained, Watch, expected_s, measurement, train, warm_up_steps
+from fedpipe_agent.train.loop import Trained, Watch, expected_s, measurement, train, usual_s, warm_up_steps
 from fedpipe_agent.train.memory import is_out_of_memory
 from fedpipe_agent.train.step import Losses, Stepper, StepSettings, losses
 
@@ -58,7 +58,7 @@ def on(base: Base, tmp_path: Path) -> Any:
 
 
 def run(
-    base: Base, on_base: Attached, settings: StepSettings, groups: list[list[Encoded]] | None = None, **watch: Any
+    base: Base, on_base: Attached, settings: StepSettings, groups: Iterable[list[Encoded]] | None = None, **watch: Any
 ) -> Trained:
     values: dict[str, Any] = {"clock": lambda: 0.0, "stop_at": 1e9, "meter": FreeMeter()} | watch
     return train(base, on_base, groups or GROUPS, settings=settings, seed=3, watch=Watch(**values))
@@ -161,6 +161,37 @@ def test_the_first_step_does_not_count_as_typical() -> None:
     assert expected_s([]) == 0.0
     assert expected_s([9.0]) == 9.0
     assert expected_s([9.0, 1.0, 2.0]) == 2.0
+
+
+def test_a_usual_step_is_the_mean_without_its_stalls() -> None:
+    # 30, 10, 20 and 20 tokens: longer steps are no stalls
+    assert usual_s([3.0, 1.0, 2.0, 2.0], [30, 10, 20, 20]) == pytest.approx(2.0)
+    calm = usual_s([2.0, 2.0, 2.0, 2.0], [20, 20, 20, 20])
+    stalled = usual_s([2.0, 2.0, 60.0, 2.0], [20, 20, 20, 20])
+    assert (calm, stalled) == (2.0, 3.0)
+    assert usual_s([7.0], [8]) == 7.0
+
+
+class Lazy:
+    """A clock and batches on it: making each batch takes `wait_s`."""
+
+    def __init__(self, wait_s: float, clock: Ticking) -> None:
+        self.wait_s, self.clock = wait_s, clock
+
+    def __iter__(self) -> Iterator[list[Encoded]]:
+        for group in GROUPS:
+            self.clock.now += self.wait_s
+            yield group
+
+
+def test_making_the_batches_is_a_part_of_a_step(bert: Base, tmp_path: Path) -> None:
+    clock = Ticking(1.0)
+    with on(bert, tmp_path) as on_base:
+        found = run(bert, on_base, make_settings(), Lazy(0.25, clock), clock=clock)
+        figures = measurement(bert, on_base, found, batch_size=4, meter=FreeMeter(), evaluation_example_s=None)
+    assert found.step_s == (1.0,) * (len(GROUPS) - 1)
+    assert figures.step_s == pytest.approx(1.25)
+    assert figures.adapter_paths == sum((len(c) > 0) + (len(c) < 6) for c in some_components(bert).values())
 
 
 @pytest.mark.parametrize(("steps", "warm"), [(1, 0), (9, 0), (10, 1), (25, 2), (1000, 4)])

@@ -1,6 +1,6 @@
 """Training within a time budget: as many steps of a plan as there is time for."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import median
@@ -23,6 +23,7 @@ _RECENT = 16
 _WRITE_BYTES_PER_S = 50e6
 _LEAST_RESERVE_S = 0.2
 _LEAST_STEP_S = 1e-9
+_MOST_STALLED = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,25 @@ class Watch:
 class Trained:
     """What a call of `train` did.
 
-    `step_s` and `tokens_per_example` (padded, mean) leave out the first step, which also warms up, where there are
-    others; `longest` is over all steps.
+    `step_s`, `wait_s` (until the next batch was made, mean), `step_tokens` (padded, of each step's batch) and
+    `tokens_per_example` (padded, mean) leave out the first step, which also warms up, where there are others;
+    `longest` is over all steps.
     """
 
     examples: int
     steps: int
     loss: float
     step_s: tuple[float, ...]
+    wait_s: float
+    step_tokens: tuple[int, ...]
     tokens_per_example: float
     longest: int
     settings: StepSettings
+
+    @property
+    def usual_step_s(self) -> float:
+        """Seconds of a step with its wait: the mean, where a step far beyond what its tokens explain counts less."""
+        return usual_s(self.step_s, self.step_tokens) + self.wait_s
 
 
 @dataclass(slots=True)
@@ -125,8 +134,10 @@ def train(
     torch.manual_seed(seed + course.steps)
     stepper = Stepper(base, on_base, settings, watch.meter, course.kept)
     taken = _Taken()
+    ended = None
     while (group := course.next()) is not None:
         started = watch.clock()
+        waited = 0.0 if ended is None else started - ended
         if started + expected_s(taken.times) > watch.stop_at:
             break
         way = settings.micro_batch, settings.checkpointing
@@ -135,9 +146,10 @@ def train(
         except MemoryExceededError:
             course.pending, course.kept = group, stepper.keep()
             raise
+        ended = watch.clock()
         if way != (settings.micro_batch, settings.checkpointing):
             taken = _Taken()
-        taken.add(watch.clock() - started, group, settings.sequence_length)
+        taken.add(ended - started, waited, group, settings.sequence_length)
         course.finished(group, loss)
         watch.said(course.examples, loss)
     if not taken.times:
@@ -150,23 +162,28 @@ class _Taken:
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self._waits: list[float] = []
         self._lengths: list[int] = []
         self._sizes: list[int] = []
 
-    def add(self, seconds: float, group: list[Encoded], sequence_length: int) -> None:
+    def add(self, seconds: float, waited_s: float, group: list[Encoded], sequence_length: int) -> None:
         self.times.append(seconds)
+        self._waits.append(waited_s)
         self._sizes.append(len(group))
         self._lengths.append(padded_length(group, sequence_length))
 
     def told(self, course: Course, settings: StepSettings) -> Trained:
         first = min(1, len(self.times) - 1)
-        sizes, lengths = self._sizes[first:], self._lengths[first:]
+        sizes, waits = self._sizes[first:], self._waits[first:]
+        tokens = [size * length for size, length in zip(sizes, self._lengths[first:], strict=True)]
         return Trained(
             examples=course.examples,
             steps=course.steps,
             loss=course.loss_sum / course.examples,
             step_s=tuple(self.times[first:]),
-            tokens_per_example=sum(size * length for size, length in zip(sizes, lengths, strict=True)) / sum(sizes),
+            wait_s=sum(waits) / len(waits),
+            step_tokens=tuple(tokens),
+            tokens_per_example=sum(tokens) / sum(sizes),
             longest=max(self._lengths),
             settings=settings,
         )
@@ -175,6 +192,18 @@ class _Taken:
 def expected_s(times: list[float]) -> float:
     """How long the next step may take: the longest of the recent ones, the first left out where there are others."""
     return max(islice(reversed(times[1:] or times), _RECENT), default=0.0)
+
+
+def usual_s(times: Sequence[float], tokens: Sequence[int]) -> float:
+    """The mean of `times`, in seconds, each counted as at most three times the median step of its `tokens`.
+
+    A round's time is a sum, so a step is told by its mean; but one that the machine stalled says nothing of the next.
+    Half of a step is taken to grow with its tokens.
+    """
+    usual = sum(tokens) / len(tokens)
+    sizes = [(count + usual) / (2 * usual) for count in tokens]
+    most = _MOST_STALLED * median(time / size for time, size in zip(times, sizes, strict=True))
+    return sum(min(time, most * size) for time, size in zip(times, sizes, strict=True)) / len(times)
 
 
 def measurement(
@@ -197,8 +226,9 @@ def measurement(
         gradient_checkpointing=settings.checkpointing,
         trainable_parameters=on_base.trainable_parameters,
         side_parameters=on_base.side_parameters,
+        adapter_paths=sum(len(of_weight) for of_weight in on_base.factors.values()),
         steps=trained.steps,
-        step_s=max(_LEAST_STEP_S, median(trained.step_s) * size / batch_size),
+        step_s=max(_LEAST_STEP_S, trained.usual_step_s * size / batch_size),
         evaluation_example_s=evaluation_example_s,
         load_s=base.load_s,
         peak_bytes=meter.peak_bytes(),

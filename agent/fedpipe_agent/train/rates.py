@@ -1,11 +1,14 @@
-"""How fast torch multiplies and copies: `python -m fedpipe_agent.train.rates --device DEVICE --threads N`.
+"""How fast torch multiplies, copies, dequantizes and optimizes.
 
-Measures in a process of its own and prints `fedpipe_agent.rates.Rates` as JSON: on CUDA every dtype that the GPU
-computes in, on the processor fp32, and bf16 where `--bf16` says that it is there (emulated bf16 takes seconds).
+`python -m fedpipe_agent.train.rates --device DEVICE --threads N` measures in a process of its own and prints
+`fedpipe_agent.rates.Rates` as JSON: on CUDA every dtype that the GPU computes in, on the processor fp32, and bf16 where
+`--bf16` says that it is there (emulated bf16 takes seconds).
 """
 
 import argparse
+import logging
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 
@@ -15,13 +18,20 @@ from fedpipe_agent.rates import (
     Dtype,
     Rates,
     bandwidth_rate,
+    dequantization_rate,
     matmul_rate,
+    optimizer_rate,
     parse_threads,
     repeat,
 )
 
 CUDA_SHAPE = (2048, 4096, 4096)
 CUDA_BUFFER_BYTES = 256 << 20
+WEIGHT = (2048, 2048)
+"""(d_out, d_in) of the dequantized weight: of the order of those of models from 1 B parameters on."""
+CUDA_WEIGHT = (4096, 4096)
+FACTORS = (64, (16, 2048))
+"""How many factors of adapters the measured optimizer changes, and the shape of each."""
 _BF16_CAPABILITY = (8, 0)
 _TYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -59,14 +69,78 @@ def _measure(
     synchronize: Callable[[], None],
 ) -> Rates:
     rates = tuple(matmul_rate(dtype, shape, _matmul_times(device, dtype, shape, synchronize)) for dtype in dtypes)
-    source = torch.ones(buffer_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
+    bandwidth = bandwidth_rate(buffer_bytes, _copy_times(device, buffer_bytes, synchronize))
+    on_gpu = device.type == "cuda"
+    dtype = torch.bfloat16 if on_gpu and "bfloat16" in dtypes else torch.float16 if on_gpu else torch.float32
+    weight = torch.randn(CUDA_WEIGHT if on_gpu else WEIGHT, dtype=dtype, device=device)
+    actions = _dequantizations(weight)
+    found = [
+        dequantization_rate(bits, (weight.shape[0], weight.shape[1]), repeat(_done(action, synchronize)))
+        for bits, action in actions
+    ]
+    count, shape_ = FACTORS
+    factors = [torch.zeros(shape_, device=device, requires_grad=True) for _ in range(count)]
+    times = repeat(_done(_optimizer_step(factors), synchronize))
+    return Rates(
+        matmul=rates,
+        bandwidth=bandwidth,
+        dequantization=tuple(found),
+        optimizer=optimizer_rate(sum(factor.numel() for factor in factors), times),
+    )
 
-    def copy() -> None:
-        target.copy_(source)
+
+def _copy_times(device: torch.device, size: int, synchronize: Callable[[], None]) -> tuple[float, ...]:
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return repeat(_done(lambda: target.copy_(source), synchronize))
+
+
+def _done(action: Callable[[], object], synchronize: Callable[[], None]) -> Callable[[], None]:
+    def act() -> None:
+        action()
         synchronize()
 
-    return Rates(matmul=rates, bandwidth=bandwidth_rate(buffer_bytes, repeat(copy)))
+    return act
+
+
+def _dequantizations(weight: torch.Tensor) -> list[tuple[Literal[4, 8], Callable[[], object]]]:
+    """What the layers of bitsandbytes do in every pass, for the bits that it knows on this device."""
+    try:
+        from bitsandbytes import functional  # noqa: PLC0415 - where it is missing, the other rates count all the same
+    except (ImportError, OSError, RuntimeError):
+        return []
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+    def packed_4() -> Callable[[], object]:
+        packed, state = functional.quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+        return lambda: functional.dequantize_4bit(packed, state)
+
+    def packed_8() -> Callable[[], object]:
+        packed, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+        return lambda: packed.to(weight.dtype).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
+
+    prepared: tuple[tuple[Literal[4, 8], Callable[[], Callable[[], object]]], ...] = ((4, packed_4), (8, packed_8))
+    found: list[tuple[Literal[4, 8], Callable[[], object]]] = []
+    for bits, prepare in prepared:
+        try:
+            action = prepare()
+            action()
+        except (RuntimeError, NotImplementedError, ValueError, AttributeError):
+            continue  # this device has no kernel for it: no plan will ask for these bits here
+        found.append((bits, action))
+    return found
+
+
+def _optimizer_step(factors: Sequence[torch.Tensor]) -> Callable[[], object]:
+    optimizer = torch.optim.AdamW(factors, lr=1e-4, weight_decay=0.0, fused=True)
+    for factor in factors:
+        factor.grad = torch.ones_like(factor)
+
+    def act() -> None:
+        torch.nn.utils.clip_grad_norm_(factors, 1.0)
+        optimizer.step()
+
+    return act
 
 
 def _matmul_times(

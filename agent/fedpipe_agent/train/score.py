@@ -35,6 +35,7 @@ STEPS = 4
 _MEASURED_RANK = 8
 _MEASURED_RATE = 1e-4
 _EVALUATED_BATCHES = 4
+_EVALUATED_EXAMPLES = 16
 _SAMPLE = 256
 
 T = TypeVar("T")
@@ -227,7 +228,7 @@ def _measured_groups(work: Work, size: int) -> list[list[Encoded]]:
 
 
 def _evaluation_example_s(work: Work, base: Base, size: int) -> float:
-    examples = sample(work.held_out, _EVALUATED_BATCHES * size, work.terms.seed)
+    examples = sample(work.held_out, max(_EVALUATED_EXAMPLES, _EVALUATED_BATCHES * size), work.terms.seed)
     groups = work.groups(examples, size, len(examples))
     started = work.clock()
     metrics = evaluate(base, groups, sequence_length=work.terms.sequence_length, meter=work.meter)

@@ -41,6 +41,7 @@ from fedpipe_agent.trainer_protocol import (
 )
 from fedpipe_data.examples import ClassificationExample, load_dataset
 from fedpipe_profiles.device import Bits
+from fedpipe_profiles.plan import Plan
 from fedpipe_wire.message_values import Metrics
 
 EVALUATION_PART = 0.5
@@ -171,6 +172,7 @@ class Worker:
 
     def _train_at(self, bits: Bits, request: TrainRequest, attempt: "_Round") -> TrainedReply:
         base = self._load(bits, request.labels)
+        loaded, beforehand, evaluated_s = self._clock(), len(attempt.settings.actions), 0.0
         if attempt.course is None:
             attempt.course = Course(self._batches(base, request))
         with attached(base, read_plan(base, request.adapter, request.plan), scale=request.plan.scale) as on_base:
@@ -181,9 +183,15 @@ class Worker:
             if attempt.evaluation_s is None:
                 started = self._clock()
                 metrics = self._evaluate(base, request, started + EVALUATION_PART * (attempt.stop_at - started))
-                attempt.evaluation_s = (self._clock() - started) / metrics.examples
+                evaluated_s = self._clock() - started
+                attempt.evaluation_s = evaluated_s / metrics.examples
             reply = self._train(base, on_base, request, attempt)
             beside = on_base.factors
+        if not beforehand and not reply.out_of_memory:
+            took_s = self._clock() - loaded
+            usual_s = evaluated_s + reply.steps * reply.measurement.step_s * _micro_batches(request.plan, reply)
+            others = {"other_s": max(0.0, took_s - usual_s)}
+            reply = reply.model_copy(update={"measurement": reply.measurement.model_copy(update=others)})
         return self._refresher.after(base, beside, request, reply, attempt.stop_at)
 
     def _train(self, base: Base, on_base: Attached, request: TrainRequest, attempt: "_Round") -> TrainedReply:
@@ -322,6 +330,11 @@ class Worker:
         if now - self._said_at >= _PROGRESS_EVERY_S:
             self._said_at = now
             self._say(ProgressReply.model_validate({"stage": stage, "done": done, "of": of, "loss": loss}))
+
+
+def _micro_batches(plan: Plan, reply: TrainedReply) -> float:
+    """Measured parts of a step per step of the plan: more than one where memory ran out."""
+    return max(1.0, plan.batch_size / reply.measurement.batch_size)
 
 
 def _versions() -> dict[str, str]:

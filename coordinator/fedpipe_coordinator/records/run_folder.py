@@ -23,6 +23,7 @@ from fedpipe_coordinator.records.line_files import (
     replace_bytes,
     set_aside,
 )
+from fedpipe_coordinator.records.prediction_errors import mean_error, memory_error, time_error
 from fedpipe_coordinator.runs.run_state import Member, RoundResult, RunState
 from fedpipe_profiles.model import ModelShape
 from fedpipe_wire.message_values import Metrics
@@ -57,6 +58,8 @@ def agent_record(member: Member, round_: int, shape: ModelShape, down_bytes: int
         "measured_peak_bytes": trained.measurement.peak_bytes if trained else None,
         "predicted_round_s": round(plan.predicted.round_s, 3),
         "measured_round_s": None if member.round_s is None else round(member.round_s, 3),
+        "memory_error": memory_error(plan, trained),
+        "time_error": time_error(plan, trained, member.round_s),
         "examples": trained.examples if trained else 0,
         "planned_examples": plan.examples,
         "train_loss": trained.train_loss if trained else None,
@@ -72,13 +75,16 @@ def agent_record(member: Member, round_: int, shape: ModelShape, down_bytes: int
 
 def round_record(result: RoundResult, metric: Metrics | None, shape: ModelShape, down_bytes: int) -> dict[str, Any]:
     """A line of `rounds.jsonl`. `metric` is of the adapter that this round made."""
+    agents = [agent_record(member, result.round, shape, down_bytes) for member in result.members]
     return {
         "round": result.round,
         "wall_s": round(result.wall_s, 3),
         "deadline_s": round(result.deadline_s, 3),
         "metric": metrics_data(metric) or None,
         "truncation_tail": result.truncation_tail,
-        "agents": [agent_record(member, result.round, shape, down_bytes) for member in result.members],
+        "memory_error": mean_error(agents, "memory_error"),
+        "time_error": mean_error(agents, "time_error"),
+        "agents": agents,
         "late": [share.model_dump(mode="json", exclude={"sha256"}) for share in result.late],
     }
 

@@ -80,6 +80,7 @@ def _device(job: JobProblem, member: Member, profile: DeviceProfile) -> _Device:
     problem = DeviceProblem(
         profile=usable,
         measurements=measurements,
+        transfers=member.transfers,
         train_examples=member.survey.train_examples if member.survey else 0,
         held_out_examples=member.survey.held_out_examples if member.survey else 0,
         mean_tokens=member.survey.mean_tokens if member.survey else 0.0,

@@ -15,10 +15,12 @@ from fedpipe_coordinator.runs.run_events import Fetch, Report, StopFetch, Update
 from fedpipe_coordinator.runs.run_state import Member, RunState
 from fedpipe_coordinator.runs.step import Step
 from fedpipe_coordinator.runs.telling import REPLACED, acknowledge, decline, described, offered, remember
-from fedpipe_profiles.plan import StepMeasurement
+from fedpipe_profiles.plan import StepMeasurement, TransferMeasurement
+from fedpipe_profiles.values import MAX_SECONDS
 from fedpipe_wire.agent_messages import Ahead, Evaluated, Failed, Refused, Scored, Survey, Trained
 
 MAX_MEASUREMENTS = 16
+MAX_TRANSFERS = 8
 MAX_REPLACED = 4
 _WORKING = ("asked", "offered", "gone")
 
@@ -221,10 +223,12 @@ def on_outcome(work: Step, event: UpdateStored | UpdateRejected | UpdateDelayed)
 
 
 def _stored(work: Step, member: Member, event: UpdateStored) -> None:
+    round_s = work.now - work.state.phase_began
     update = {
         "standing": "accepted",
         "delivered": event.round,
-        "round_s": work.now - work.state.phase_began,
+        "round_s": round_s,
+        "transfers": (*member.transfers, *_transfer(work.state, member, round_s))[-MAX_TRANSFERS:],
         "fetch_at": None,
         "note": "",
     }
@@ -233,6 +237,22 @@ def _stored(work: Step, member: Member, event: UpdateStored) -> None:
     data = {} if member.trained is None else described(member, member.trained.update)
     work.note("accepted", text, agent=event.agent, data=data)
     acknowledge(work, event.agent, event.round, event.sha256)
+
+
+def _transfer(state: RunState, member: Member, round_s: float) -> tuple[TransferMeasurement, ...]:
+    """What this round's transfers took; nothing where the round was begun again meanwhile."""
+    trained, plan = member.trained, member.plan
+    if trained is None or plan is None or state.missed:
+        return ()
+    rest_s = round_s - trained.download_s - trained.compute_s
+    return (
+        TransferMeasurement(
+            down_bytes=plan.predicted.down_bytes,
+            down_s=trained.download_s,
+            up_bytes=trained.update.size,
+            up_s=min(MAX_SECONDS, max(0.0, rest_s)),
+        ),
+    )
 
 
 def fetch_again(work: Step) -> None:

@@ -13,7 +13,7 @@ from fedpipe_coordinator.runs.backoff import Backoff
 from fedpipe_coordinator.runs.steadying import Steady
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.model import ModelShape
-from fedpipe_profiles.plan import NoPlan, Plan, StepMeasurement
+from fedpipe_profiles.plan import NoPlan, Plan, StepMeasurement, TransferMeasurement
 from fedpipe_profiles.values import Value
 from fedpipe_wire.agent_messages import Survey, Trained
 from fedpipe_wire.message_values import BlobRef, Metrics
@@ -128,6 +128,7 @@ class Member(Value):
     refreshed: NonNegativeInt = Field(default=0, description="the last round whose refreshed contribution was judged")
     refused_refreshes: NonNegativeInt = Field(default=0, description="how many of those could not be used")
     measurements: tuple[StepMeasurement, ...] = ()
+    transfers: tuple[TransferMeasurement, ...] = Field(default=(), description="of its last rounds, oldest first")
     memory_cap_bytes: int | None = None
     backoff: Backoff = Backoff()
     steady: Steady = Steady()

@@ -21,9 +21,9 @@ from fedpipe_coordinator.whatif.needs import what_would_fit
 from fedpipe_profiles.architectures.errors import ArchitectureError
 from fedpipe_profiles.architectures.shape import shape_of
 from fedpipe_profiles.catalog.device_catalogue import CAVEAT
+from fedpipe_profiles.costs.transfers import UNMEASURED_DOWNLINK_BPS, UNMEASURED_UPLINK_BPS
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plain_text import plain
-from fedpipe_profiles.planning.options import UNMEASURED_DOWNLINK_BPS, UNMEASURED_UPLINK_BPS
 from fedpipe_profiles.planning.problem import JobProblem
 from fedpipe_profiles.values import MAX_COUNT
 

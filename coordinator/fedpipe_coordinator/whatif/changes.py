@@ -7,13 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedpipe_coordinator.whatif.forecast import Asked, DataGuess, Forecast, ask_one, deadline_of, plans_at, progress_of
+from fedpipe_profiles.costs.transfers import UNMEASURED_DOWNLINK_BPS, UNMEASURED_LATENCY_S, UNMEASURED_UPLINK_BPS
 from fedpipe_profiles.device import DeviceProfile, Link
 from fedpipe_profiles.plan import Plan
-from fedpipe_profiles.planning.options import (
-    UNMEASURED_DOWNLINK_BPS,
-    UNMEASURED_LATENCY_S,
-    UNMEASURED_UPLINK_BPS,
-)
 from fedpipe_profiles.planning.problem import JobProblem
 
 GIB = 1 << 30

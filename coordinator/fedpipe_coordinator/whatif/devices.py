@@ -14,14 +14,10 @@ from pydantic import ValidationError
 from fedpipe_coordinator.whatif.errors import DeviceError, FigureError
 from fedpipe_coordinator.whatif.small_files import UnreadableError, named, read_small
 from fedpipe_profiles.catalog.device_catalogue import UnknownDeviceError, catalogue_names, catalogued_device
+from fedpipe_profiles.costs.transfers import UNMEASURED_DOWNLINK_BPS, UNMEASURED_LATENCY_S, UNMEASURED_UPLINK_BPS
 from fedpipe_profiles.device import MIB, DeviceProfile, Link
 from fedpipe_profiles.device_checks import profile_problems
 from fedpipe_profiles.plain_text import plain
-from fedpipe_profiles.planning.options import (
-    UNMEASURED_DOWNLINK_BPS,
-    UNMEASURED_LATENCY_S,
-    UNMEASURED_UPLINK_BPS,
-)
 from fedpipe_profiles.settings_report import SettingsReport
 
 CATALOGUE_PREFIX = "catalog:"

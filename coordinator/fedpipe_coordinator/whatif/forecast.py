@@ -13,16 +13,10 @@ from fedpipe_profiles.costs.memory import (
     context_bytes,
     with_margin,
 )
-from fedpipe_profiles.costs.timing import DEFAULT_TIMING, load_s, transfer_s
+from fedpipe_profiles.costs.timing import DEFAULT_TIMING, load_s
 from fedpipe_profiles.plan import Bound, NoPlan, Plan
 from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline
-from fedpipe_profiles.planning.options import (
-    FIDELITY,
-    UNMEASURED_DOWNLINK_BPS,
-    UNMEASURED_LATENCY_S,
-    Prepared,
-    prepare,
-)
+from fedpipe_profiles.planning.options import FIDELITY, Prepared, prepare
 from fedpipe_profiles.planning.planner import plan_round
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
 
@@ -79,12 +73,9 @@ class DeviceForecast:
         """Seconds of the download and of the upload; both 0 without a plan."""
         if self.plan is None:
             return 0.0, 0.0
-        link, predicted = self.member.profile.link, self.plan.predicted
-        down_bps = UNMEASURED_DOWNLINK_BPS if link is None else link.downlink_bps
-        latency_s = UNMEASURED_LATENCY_S if link is None else link.latency_s
-        both = max(0.0, predicted.round_s - predicted.compute_s)
-        down = min(both, transfer_s(predicted.down_bytes, down_bps, latency_s))
-        return down, both - down
+        predicted = self.plan.predicted
+        up_s = predicted.up_s or 0.0
+        return max(0.0, predicted.round_s - predicted.compute_s - up_s), up_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,12 +75,13 @@ class AdapterSize:
     """How much of the adapters is trained and how much is carried along.
 
     `trainable_parameters` counts the parameters trained whole (the head) too; `rank_sum` adds the trained ranks of all
-    weights.
+    weights; `paths` counts the adapters, up to two on a weight: trained and side path. None where that is not known.
     """
 
     trainable_parameters: int
     side_parameters: int
     rank_sum: float
+    paths: float | None = None
 
 
 def adapter_size(shape: ModelShape, ranks: Mapping[str, int], global_rank: int) -> AdapterSize:
@@ -101,3 +102,8 @@ def adapter_size(shape: ModelShape, ranks: Mapping[str, int], global_rank: int) 
         trained += rank * widths[name]
         side += (global_rank - rank) * widths[name]
     return AdapterSize(trained + shape.head_parameters, side, sum(ranks.values()))
+
+
+def adapter_paths(ranks: Mapping[str, int], global_rank: int) -> int:
+    """How many adapters there are, of which a weight has one where all or none of its components are trained."""
+    return sum((rank > 0) + (rank < global_rank) for rank in ranks.values())

@@ -1,79 +1,73 @@
-"""The time model: seconds of a step, of an evaluated example, and of a transfer.
+"""The time model: seconds of a step, of an evaluated example, and of loading.
 
-Operations and bytes are counted, divided by the device's measured rates, and corrected by two coefficients per device
-and bit width: a factor (how far the real step is from the measured rates) and a constant per step.
-
-Counting follows Kaplan et al. (arXiv 2001.08361): two operations per parameter and token forward, two more backward for
-the input's gradient, two more for the weight's own gradient where it is trained; checkpointing adds one forward.
+Counted work (`work.py`) is divided by the device's measured rates and corrected by two coefficients per device and bit
+width: a factor (how far real steps are from the rates) and a constant (seconds per kernel, whatever its size).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import geometric_mean
 
-from fedpipe_profiles.costs.fit import LinePrior, Point, fit_line
-from fedpipe_profiles.costs.memory import base_bytes, measured_size
-from fedpipe_profiles.costs.step import (
-    AdapterSize,
-    DeviceKind,
-    StepConfig,
-    StepSetting,
-    Task,
-    adapter_size,
-    compute_bytes,
-    compute_dtype,
-    device_kind,
-)
-from fedpipe_profiles.device import Bits, DeviceProfile
+from fedpipe_profiles.costs.fit import Expected, Line, Point, follow_line, weighted_median
+from fedpipe_profiles.costs.memory import measured_size
+from fedpipe_profiles.costs.rates import USUAL_SLOWDOWN, DeviceRates, counted_s, device_rates
+from fedpipe_profiles.costs.step import AdapterSize, StepConfig, StepSetting, Task, adapter_paths, adapter_size
+from fedpipe_profiles.costs.work import Work, evaluation_work, step_work
+from fedpipe_profiles.device import Bits
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
+
+__all__ = [
+    "DEFAULT_TIMING",
+    "DeviceRates",
+    "TimingCoefficients",
+    "TimingModel",
+    "counted_step_s",
+    "device_rates",
+    "evaluation_example_s",
+    "expected_step_s",
+    "fit_timing",
+    "load_s",
+    "predict_step_s",
+    "step_s",
+    "transfer_s",
+]
 
 DEFAULT_LOAD_BPS = 200e6
 """Bytes per second at which a base is read and placed, until a load was measured."""
 
-_OPTIMIZER_BYTES = 32
-_RELATIVE_SD = 0.03
-_HALVING = 2**0.5
+IMPORTS_S = 2.0
+"""What of a process's first load is the import of libraries, which no later load repeats."""
+_LEAST_LOAD_PART = 0.1
+
+_DRIFT_SD = 0.03
+"""From round to round a device changes by so much, relative."""
+_STEP_SD = 0.15
+"""Steps of one setting differ by so much: the mean of n steps is good to this over the root of n."""
+_MOST_STEPS = 64
+_SLOPE_SD, _KERNEL_SD = 0.7, 1.0
+"""How far a device's coefficients are from what is expected, relative: a kernel's overhead varies far more than how
+much of a measured rate is reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimingCoefficients:
     """How real steps of one bit width differ from the counted ones.
 
-    `slowdown` multiplies counted seconds and `overhead_s` is added once per step; `evaluation_slowdown` multiplies the
-    counted seconds of an evaluated example; `load_s` is the time to load the base, None where it was never measured.
+    `slowdown` multiplies counted seconds, `kernel_s` the counted kernels; `evaluation_slowdown` multiplies the seconds
+    that both give for an evaluated example; `load_s` is the time to load the base, None where it was never measured;
+    `other_s` is a round's compute beside loading, evaluating and steps.
     """
 
-    slowdown: float = 1.7
-    overhead_s: float = 0.0
-    evaluation_slowdown: float = 1.7
+    slowdown: float = USUAL_SLOWDOWN
+    kernel_s: float = 15e-6
+    evaluation_slowdown: float = 1.0
     load_s: float | None = None
+    other_s: float = 0.1
 
 
 DEFAULT_TIMING = TimingCoefficients()
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceRates:
-    """The rates that the counted work is divided by."""
-
-    kind: DeviceKind
-    flops_per_s: Mapping[str, float]
-    bytes_per_s: float
-
-    def flops(self, bits: Bits) -> float:
-        """Operations per second at the compute dtype of `bits`; float32's where that dtype was not measured."""
-        fallback = self.flops_per_s.get("float32", min(self.flops_per_s.values()))
-        return self.flops_per_s.get(compute_dtype(self.kind, bits), fallback)
-
-
-def device_rates(profile: DeviceProfile) -> DeviceRates:
-    """The rates of a profile."""
-    return DeviceRates(
-        device_kind(profile),
-        {rate.dtype: rate.flops_per_s for rate in reversed(profile.matmul)},
-        profile.bandwidth.bytes_per_s,
-    )
+_EXPECTED = Expected(Line(DEFAULT_TIMING.slowdown, DEFAULT_TIMING.kernel_s), _SLOPE_SD, _KERNEL_SD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +79,7 @@ class TimingModel:
     """
 
     fitted: Mapping[Bits, TimingCoefficients] = field(default_factory=dict)
+    newest_load_s: float | None = None
 
     def coefficients(self, bits: Bits) -> TimingCoefficients:
         """The coefficients of one bit width."""
@@ -93,25 +88,37 @@ class TimingModel:
         if not self.fitted:
             return DEFAULT_TIMING
         known = tuple(self.fitted.values())
-        loads = [c.load_s for c in known if c.load_s is not None]
         return TimingCoefficients(
             geometric_mean(c.slowdown for c in known),
-            sum(c.overhead_s for c in known) / len(known),
+            sum(c.kernel_s for c in known) / len(known),
             geometric_mean(c.evaluation_slowdown for c in known),
-            max(loads) if loads else None,
+            self.newest_load_s,
+            known[0].other_s,
         )
 
 
 def predict_step_s(
     shape: ModelShape, config: StepConfig, rates: DeviceRates, coefficients: TimingCoefficients
 ) -> float:
-    """Seconds of one training step: forward, backward and optimizer.
+    """Seconds of one training step: forward, backward and optimizer, with two adapters counted on every weight.
 
     Raises:
         KeyError: if the model has no weight of some name in `config.ranks`.
         ValueError: if a rank is outside of 0 to the global rank.
     """
     return step_s(shape, config, adapter_size(shape, config.ranks, config.global_rank), rates, coefficients)
+
+
+def expected_step_s(
+    shape: ModelShape, config: StepConfig, rates: DeviceRates, coefficients: TimingCoefficients
+) -> float:
+    """As `predict_step_s`, with the adapters that `config.ranks` really asks for; never more.
+
+    Not linear: a weight whose components are all trained, or none, has one adapter instead of two.
+    """
+    size = adapter_size(shape, config.ranks, config.global_rank)
+    counted = replace(size, paths=float(adapter_paths(config.ranks, config.global_rank)))
+    return step_s(shape, config, counted, rates, coefficients)
 
 
 def step_s(
@@ -122,23 +129,12 @@ def step_s(
     coefficients: TimingCoefficients,
 ) -> float:
     """As `predict_step_s`, for adapters of which only the size is known. Linear in both parameter counts."""
-    counted = counted_step_s(shape, setting, size, rates)
-    return coefficients.slowdown * counted + coefficients.overhead_s
+    return _seconds(step_work(shape, setting, size), setting, rates, coefficients)
 
 
 def counted_step_s(shape: ModelShape, setting: StepSetting, size: AdapterSize, rates: DeviceRates) -> float:
-    """Seconds of the counted operations and bytes of one step at the device's measured rates."""
-    passes = 3 if setting.gradient_checkpointing else 2
-    frozen = shape.weight_parameters + size.side_parameters
-    per_token = 2 * passes * frozen + (2 * passes + 2) * size.trainable_parameters
-    if setting.task == "causal-lm":
-        per_token += 4 * shape.vocabulary_size * shape.hidden_size
-    # scores and weighted values, 2 * s * h each; their backward pass needs both gradients
-    attention = 4 * shape.layers * setting.sequence_length * shape.hidden_size * (passes + 1)
-    matmul_s = setting.tokens * (per_token + attention) / rates.flops(setting.bits)
-    moved = passes * _dequantized_bytes(shape, setting)
-    moved += _OPTIMIZER_BYTES * size.trainable_parameters
-    return matmul_s + moved / rates.bytes_per_s
+    """Seconds of the counted work of one step at the device's measured rates, without the kernels."""
+    return counted_s(step_work(shape, setting, size), setting, rates)
 
 
 def evaluation_example_s(
@@ -149,24 +145,12 @@ def evaluation_example_s(
     coefficients: TimingCoefficients,
 ) -> float:
     """Seconds to evaluate one held-out example, in batches of the setting's size."""
-    return coefficients.evaluation_slowdown * _counted_evaluation_s(shape, setting, size, rates)
+    batch = _seconds(evaluation_work(shape, setting, size), setting, rates, coefficients)
+    return coefficients.evaluation_slowdown * batch / setting.batch_size
 
 
-def _counted_evaluation_s(shape: ModelShape, setting: StepSetting, size: AdapterSize, rates: DeviceRates) -> float:
-    parameters = shape.weight_parameters + size.side_parameters + size.trainable_parameters
-    per_token = 2 * parameters + 4 * shape.layers * setting.sequence_length * shape.hidden_size
-    if setting.task == "causal-lm":
-        per_token += 2 * shape.vocabulary_size * shape.hidden_size
-    matmul_s = setting.sequence_length * per_token / rates.flops(setting.bits)
-    return matmul_s + _dequantized_bytes(shape, setting) / rates.bytes_per_s / setting.batch_size
-
-
-def _dequantized_bytes(shape: ModelShape, setting: StepSetting) -> int:
-    """Bytes read and written to dequantize every weight once; 0 for an unquantized base."""
-    if setting.bits in (16, 32):
-        return 0
-    written = shape.weight_parameters * compute_bytes(setting.kind, setting.bits)
-    return base_bytes(shape, setting.bits) + written
+def _seconds(work: Work, setting: StepSetting, rates: DeviceRates, coefficients: TimingCoefficients) -> float:
+    return coefficients.slowdown * counted_s(work, setting, rates) + coefficients.kernel_s * work.kernels
 
 
 def load_s(shape: ModelShape, coefficients: TimingCoefficients) -> float:
@@ -181,6 +165,25 @@ def transfer_s(size_bytes: float, bps: float, latency_s: float) -> float:
     return latency_s + 8 * size_bytes / bps
 
 
+# --- learning ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A measurement with what is counted of it."""
+
+    m: StepMeasurement
+    setting: StepSetting
+    size: AdapterSize
+    counted: float
+    kernels: float
+
+    def point(self) -> Point:
+        """Seconds per kernel, as their constant is the same whatever the setting."""
+        sd = (_DRIFT_SD**2 + _STEP_SD**2 / min(self.m.steps, _MOST_STEPS)) ** 0.5
+        return Point(self.counted / self.kernels, self.m.step_s / self.kernels, sd)
+
+
 def fit_timing(
     shape: ModelShape,
     measurements: Sequence[StepMeasurement],
@@ -190,50 +193,70 @@ def fit_timing(
 ) -> TimingModel:
     """Fit the coefficients per bit width to measured steps, oldest first.
 
-    The weight of a step halves with each newer one.
+    All bits together tell what each is expected to be; `follow_line` says what becomes of stalls and of a device that
+    changes its speed.
     """
-    groups: dict[Bits, list[StepMeasurement]] = {}
+    if not measurements:
+        return TimingModel()
+    everything = [_sample(shape, m, rates, task) for m in reversed(measurements)]
+    usual = Expected(
+        follow_line([sample.point() for sample in everything], _EXPECTED), _SLOPE_SD, _KERNEL_SD, of_this_device=True
+    )
+    others = [(m.other_s, 0.5**age) for age, m in enumerate(reversed(measurements)) if m.other_s is not None]
+    other_s = weighted_median(*zip(*others, strict=True)) if others else DEFAULT_TIMING.other_s
+    loads = _loads(measurements)
+    fitted = {
+        bits: replace(_fit_bits(shape, found, rates, usual), load_s=_load_of(loads, bits), other_s=other_s)
+        for bits in {m.bits for m in measurements}
+        for found in ([sample for sample in everything if sample.m.bits == bits],)
+    }
+    newest = loads[-1][1] if loads else None
+    if newest is not None and len(loads) == 1:
+        newest = max(_LEAST_LOAD_PART * newest, newest - IMPORTS_S)
+    return TimingModel(fitted, newest)
+
+
+def _loads(measurements: Sequence[StepMeasurement]) -> list[tuple[Bits, float]]:
+    """Every load that was measured, oldest first; measurements on the same loaded base repeat its seconds."""
+    found: list[tuple[Bits, float]] = []
     for m in measurements:
-        groups.setdefault(m.bits, []).append(m)
-    return TimingModel({bits: _fit_bits(shape, found, rates, task) for bits, found in groups.items()})
+        if m.load_s > 0 and found[-1:] != [(m.bits, m.load_s)]:
+            found.append((m.bits, m.load_s))
+    return found
+
+
+def _load_of(loads: Sequence[tuple[Bits, float]], bits: Bits) -> float | None:
+    """The newest load at these bits; the very first load of all also imported libraries, so a newer one caps it."""
+    own = [index for index, (width, _) in enumerate(loads) if width == bits]
+    if not own:
+        return None
+    seconds = loads[own[-1]][1]
+    return min(seconds, loads[-1][1]) if own[-1] == 0 else seconds
+
+
+def _sample(shape: ModelShape, m: StepMeasurement, rates: DeviceRates, task: Task) -> _Sample:
+    setting = StepSetting(
+        bits=m.bits,
+        batch_size=m.batch_size,
+        sequence_length=m.sequence_length,
+        gradient_checkpointing=m.gradient_checkpointing,
+        task=task,
+        kind=rates.kind,
+    )
+    size = replace(measured_size(shape, m), paths=None if m.adapter_paths is None else float(m.adapter_paths))
+    work = step_work(shape, setting, size)
+    return _Sample(m, setting, size, counted_s(work, setting, rates), work.kernels)
 
 
 def _fit_bits(
-    shape: ModelShape, measurements: Sequence[StepMeasurement], rates: DeviceRates, task: Task
+    shape: ModelShape, samples: Sequence[_Sample], rates: DeviceRates, expected: Expected
 ) -> TimingCoefficients:
-    points, ratios = [], []
-    for age, m in enumerate(reversed(measurements)):
-        setting = StepSetting(
-            bits=m.bits,
-            batch_size=m.batch_size,
-            sequence_length=m.sequence_length,
-            gradient_checkpointing=m.gradient_checkpointing,
-            task=task,
-            kind=rates.kind,
-        )
-        size = measured_size(shape, m)
-        counted = counted_step_s(shape, setting, size, rates)
-        points.append(Point(counted, m.step_s, _RELATIVE_SD * m.step_s * _HALVING**age))
-        if m.evaluation_example_s is not None:
-            expected = _counted_evaluation_s(shape, setting, size, rates)
-            ratios.append((0.5**age, m.evaluation_example_s / expected))
-    line = fit_line(
-        points,
-        LinePrior(
-            slope=DEFAULT_TIMING.slowdown,
-            slope_sd=DEFAULT_TIMING.slowdown,
-            intercept=0.0,
-            # a constant of the order of the shortest step is as likely as none
-            intercept_sd=0.5 * min(m.step_s for m in measurements),
-            least_slope=0.02,
-            least_intercept=0.0,
-        ),
-    )
-    loads = [m.load_s for m in measurements if m.load_s > 0]
-    total = sum(weight for weight, _ in ratios)
-    return TimingCoefficients(
-        line.slope,
-        line.intercept,
-        sum(weight * ratio for weight, ratio in ratios) / total if ratios else line.slope,
-        loads[-1] if loads else None,
-    )
+    """The coefficients of samples of one bit width, newest first."""
+    line = follow_line([sample.point() for sample in samples], expected)
+    found = TimingCoefficients(line.slope, line.intercept)
+    ratios = [
+        (s.m.evaluation_example_s / evaluation_example_s(shape, s.setting, s.size, rates, found), 0.5**age)
+        for age, s in enumerate(samples)
+        if s.m.evaluation_example_s is not None
+    ]
+    return replace(found, evaluation_slowdown=weighted_median(*zip(*ratios, strict=True)) if ratios else 1.0)

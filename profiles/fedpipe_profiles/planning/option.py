@@ -31,6 +31,8 @@ class Option:
     up_s: float
     up_per_parameter_s: float
     up_bytes: int
+    step_path_s: float = 0.0
+    """Seconds of a step that each adapter on a weight takes; `step_s` has two on every weight."""
 
     @property
     def fixed_s(self) -> float:

@@ -27,8 +27,9 @@ from fedpipe_profiles.costs.timing import (
     fit_timing,
     load_s,
     step_s,
-    transfer_s,
 )
+from fedpipe_profiles.costs.transfers import TransferModel, fit_transfers
+from fedpipe_profiles.costs.work import PATHS
 from fedpipe_profiles.device import Bits
 from fedpipe_profiles.planning.option import Budget, Option
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
@@ -40,10 +41,6 @@ TIME_SLACK = 0.1
 FIDELITY: dict[Bits, float] = {32: 1.0, 16: 1.0, 8: 0.999, 4: 0.98}
 """How much an example trained on a compressed base counts. Our choice, small on purpose: among plans that are otherwise
 equal, the frozen weights are compressed no more than the device needs."""
-
-UNMEASURED_UPLINK_BPS = 20e6
-UNMEASURED_DOWNLINK_BPS = 100e6
-UNMEASURED_LATENCY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -93,9 +90,10 @@ def prepare(job: JobProblem, device: DeviceProblem) -> Prepared:
     rates = device_rates(profile)
     memory = fit_memory(job.shape, device.measurements, kind=rates.kind, task=job.task, num_labels=job.num_labels)
     timing = fit_timing(job.shape, device.measurements, rates, task=job.task)
+    transfers = fit_transfers(profile, device.transfers)
     batches = sorted({b for b in job.batch_sizes if b <= wanted}) or [min(job.batch_sizes)]
     options = [
-        _option(job, device, setting, memory, timing, rates)
+        _option(job, device, setting, memory, timing, rates, transfers)
         for bits in sorted(set(profile.supported_bits), reverse=True)
         for batch in batches
         for checkpointing in (False, True)
@@ -126,6 +124,7 @@ def _option(
     memory: MemoryModel,
     timing: TimingModel,
     rates: DeviceRates,
+    transfers: TransferModel,
 ) -> Option:
     shape, head = job.shape, job.shape.head_parameters
     space, pace = memory.coefficients(setting.bits), timing.coefficients(setting.bits)
@@ -135,9 +134,8 @@ def _option(
     step = step_s(shape, usual, frozen, rates, pace)
     whole = step_s(shape, usual, trained, rates, pace)
     held_out = min(job.evaluation_examples, device.held_out_examples)
-    prepare_s = held_out * evaluation_example_s(shape, usual, frozen, rates, pace)
     loading_s = load_s(shape, pace) if setting.bits != device.loaded_bits else 0.0
-    up_bps, down_bps, latency_s = _link(device)
+    prepare_s = pace.other_s + held_out * evaluation_example_s(shape, usual, frozen, rates, pace)
     return Option(
         setting=setting,
         fidelity=FIDELITY[setting.bits],
@@ -147,10 +145,12 @@ def _option(
         step_per_parameter_s=(whole - step) / job.adapter_parameters,
         load_s=loading_s,
         prepare_s=prepare_s + loading_s,
-        down_s=transfer_s(job.down_bytes, down_bps, latency_s) if job.needs_download else 0.0,
-        up_s=transfer_s(4 * head, up_bps, latency_s),
-        up_per_parameter_s=8 * 4 / up_bps,
+        down_s=transfers.download_s(job.down_bytes) if job.needs_download else 0.0,
+        up_s=transfers.upload_s(4 * head),
+        up_per_parameter_s=4 * transfers.up_byte_s,
         up_bytes=4 * head,
+        step_path_s=(step - step_s(shape, usual, replace(frozen, paths=0.0), rates, pace))
+        / (PATHS * len(shape.weights)),
     )
 
 
@@ -164,12 +164,3 @@ def _rows(
     if key not in job.unmeasured_rows:
         job.unmeasured_rows[key] = memory_rows(job.shape, setting, job.adapter_parameters, space)
     return job.unmeasured_rows[key]
-
-
-def _link(device: DeviceProblem) -> tuple[float, float, float]:
-    """Uplink and downlink in bits per second, and latency; what the owner lends of the uplink counts."""
-    link, lent = device.profile.link, device.profile.limits.uplink_bps
-    up = UNMEASURED_UPLINK_BPS if link is None else link.uplink_bps
-    down = UNMEASURED_DOWNLINK_BPS if link is None else link.downlink_bps
-    latency = UNMEASURED_LATENCY_S if link is None else link.latency_s
-    return (up if lent is None else min(up, lent)), down, latency

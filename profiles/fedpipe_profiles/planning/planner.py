@@ -8,14 +8,13 @@ Everything is a function of its arguments: the same problem gives the same plan.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fedpipe_profiles.costs.memory import predict_memory
-from fedpipe_profiles.costs.step import StepConfig
 from fedpipe_profiles.plan import Bound, NoPlan, Plan, Prediction
 from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline, curve_point
 from fedpipe_profiles.planning.options import Prepared, prepare
+from fedpipe_profiles.planning.prediction import predicted
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem, PlanningError
 from fedpipe_profiles.planning.reasons import MOST_CHARACTERS, bound_of, explain, explain_none
 from fedpipe_profiles.planning.search import GAP, SOLVES, Choice, best_choice
@@ -134,6 +133,7 @@ def _kind(device: DeviceProblem) -> tuple[object, ...]:
     return (
         anonymous.model_dump_json(),
         device.measurements,
+        device.transfers,
         device.train_examples,
         device.held_out_examples,
         device.mean_tokens,
@@ -150,7 +150,7 @@ def _judge(job: JobProblem, prepared: Prepared, deadline_s: float, within: Effor
         return _Verdict(None, None, *explain_none(job.increments, prepared, budget))
     bound = bound_of(job.increments, prepared, budget, choice)
     reason = explain(job.increments, prepared, budget, choice, bound)
-    return _Verdict(choice, _prediction(job, choice), bound, reason)
+    return _Verdict(choice, predicted(job, choice.option, choice.ranks, choice.steps), bound, reason)
 
 
 def _tell(
@@ -195,19 +195,6 @@ def _components(draw: Draw, agent: str, name: str, of: int, rank: int) -> tuple[
             f"drew components {drawn} of {name} for {agent}: expected {rank} different ones of 0 to {of - 1}"
         )
     return drawn
-
-
-def _prediction(job: JobProblem, choice: Choice) -> Prediction:
-    option = choice.option
-    setting = {each.name: getattr(option.setting, each.name) for each in fields(option.setting)}
-    step = StepConfig(**setting, ranks=choice.ranks, global_rank=job.global_rank)
-    return Prediction(
-        peak_bytes=predict_memory(job.shape, step, option.coefficients).total_bytes,
-        round_s=option.round_s(choice.steps, choice.parameters),
-        compute_s=option.compute_s(choice.steps, choice.parameters),
-        up_bytes=option.up_bytes + 4 * choice.parameters,
-        down_bytes=job.down_bytes,
-    )
 
 
 def _check_deadline(deadline_s: float) -> None:

@@ -13,7 +13,7 @@ from fedpipe_profiles.costs.memory import MemoryCoefficients, MemoryRow
 from fedpipe_profiles.costs.step import StepSetting, Task
 from fedpipe_profiles.device import Bits, DeviceProfile
 from fedpipe_profiles.model import ModelShape
-from fedpipe_profiles.plan import StepMeasurement
+from fedpipe_profiles.plan import StepMeasurement, TransferMeasurement
 from fedpipe_profiles.planning.frontier import Floats, Frontier, Integers
 
 
@@ -36,6 +36,8 @@ class DeviceProblem:
     """A predicted peak must stay below this; set after the device reported an out-of-memory error."""
     up_budget_bytes: int | None = None
     """The most that one update may have, where the link is paid for or shared."""
+    transfers: tuple[TransferMeasurement, ...] = ()
+    """What its rounds' transfers really took, oldest first."""
     loaded_bits: Bits | None = None
     """Bit width of the base that its trainer still holds, if any: loading that one costs no time."""
 

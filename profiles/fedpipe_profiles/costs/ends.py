@@ -17,8 +17,10 @@ every token's state, of which one is used."""
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What the end of a model is made of. `head` counts the parameters trained whole; `predicted` the tokens of a batch
-    that have logits.
+    """What the end of a model is made of.
+
+    `head` counts the parameters trained whole; `predicted` the tokens that
+    have logits.
     """
 
     end: End

@@ -2,7 +2,8 @@
 
 Static terms follow from the model's shape alone; what else lives is walked through (`activations.py`).
 
-Sources: NF4 with double quantization (QLoRA, arXiv 2305.14314): blocks of 64 with one byte of scale each, and blocks of 256 scales with
+Sources: NF4 with double quantization (QLoRA, arXiv 2305.14314): blocks of 64
+with one byte of scale each, and blocks of 256 scales with
 one fp32 scale each. INT8 (LLM.int8(), arXiv 2208.07339): one fp32 scale per output row. Adam keeps two fp32 moments.
 """
 

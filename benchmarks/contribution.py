@@ -113,9 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--setting", choices=sorted(SETTINGS), default="e2e")
     parser.add_argument("--seed", type=int, default=0, help="the first of the judged seeds")
     parser.add_argument("--seeds", type=int, default=5, help="how many are judged")
-    parser.add_argument(
-        "--tuning-seeds", type=int, default=1, help="how many find the rate; 0: the first is it"
-    )
+    parser.add_argument("--tuning-seeds", type=int, default=1, help="how many find the rate; 0: the first is it")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="of all-linear at rank 8")
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=WAYS)
     parser.add_argument("--steps", type=int, default=150)

@@ -29,14 +29,23 @@ from fedpipe_profiles.planning.milp import Knapsack, solve
 from fedpipe_profiles.planning.problem import JobProblem
 from fedpipe_wire.message_values import Metrics
 
-WAYS = ("gradient-sketch", "sensitivity", "all-linear", "query-value", "random")
+LATER = "sketch-later"
+"""The gradient sketch where a short training has brought the model, as a refresh sees it, in place of at its start."""
+
+WAYS = ("gradient-sketch", LATER, "sensitivity", "all-linear", "query-value", "random")
 FULL_RANK = 8
 """All-linear at this rank is the whole of which a budget is a share."""
 LADDER = (1, 2, 4, 8, 16, 32)
 SCORE_BATCHES: Mapping[ContributionMethod, int] = {"gradient-sketch": 4, "sensitivity": 32}
 """Forward and backward passes that scoring costs; the smoothed sensitivity needs steps before it says anything."""
 
+LATER_STEPS, LATER_RATE, LATER_SHARE = 30, 2e-2, 0.25
+"""Of that training, which is thrown away: all-linear at that share of its parameters at rank 8."""
+
 _QUERY_VALUE = ("q_proj", "v_proj", "query", "value")
+
+
+Curves = Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,7 @@ class Bench:
         self.base: Base = load_base(folder, task, labels, bits=32, device="cpu", seed=0, meter=self._meter)
         self._encoder = Encoder(self.base.tokenizer, labels, setting.sequence_length)
         self.curves = cache(self._curves)
+        self.later_curves = cache(self._later_curves)
 
     def run(self, way: str, budget: float, learning_rate: float, seed: int) -> Run:
         """Fine-tune with the weights and ranks that a way chooses for a share of all-linear at rank 8.
@@ -131,12 +141,11 @@ class Bench:
         Raises:
             ModelError: if the training's numbers are not finite any more.
         """
-        whole = FULL_RANK * sum(weight.d_in + weight.d_out for weight in self.shape.weights)
-        ranks = self.ranks(way, int(budget * whole), seed)
+        ranks = self.ranks(way, self._parameters(budget), seed)
         factors = {name: self._fresh(name, rank, seed) for name, rank in ranks.items()}
         reset_head(self.base)
         with attached(self.base, {TRAINED: factors}, scale=1.0) as on_base:
-            self._fit(on_base, learning_rate, seed)
+            self._fit(on_base, learning_rate, seed, self._effort.steps)
             found = self._measured(seed)
             of_adapters = on_base.trainable_parameters - sum(each.numel() for each in on_base.head.values())
         return Run(found.loss, found.accuracy, of_adapters, ranks)
@@ -147,6 +156,8 @@ class Bench:
         match way:
             case "gradient-sketch" | "sensitivity":
                 return within_budget(self.shape, self.curves(way, seed), budget)
+            case "sketch-later":
+                return within_budget(self.shape, self.later_curves(seed), budget)
             case "query-value":
                 return evenly([w for w in weights if w.name.endswith(_QUERY_VALUE)], budget)
             case "random":
@@ -154,8 +165,27 @@ class Bench:
             case _:
                 return evenly(weights, budget)
 
-    def _curves(self, method: ContributionMethod, seed: int) -> dict[str, tuple[float, ...]]:
+    def _parameters(self, budget: float) -> int:
+        return int(budget * FULL_RANK * sum(weight.d_in + weight.d_out for weight in self.shape.weights))
+
+    def _later_curves(self, seed: int) -> Curves:
+        """With a head that is trained too, where there is one."""
         reset_head(self.base)
+        ranks = evenly(self.shape.weights, self._parameters(LATER_SHARE))
+        factors = {name: self._fresh(name, rank, seed) for name, rank in ranks.items()}
+        with attached(self.base, {TRAINED: factors}, scale=1.0) as on_base:
+            self._fit(on_base, LATER_RATE, seed, LATER_STEPS)
+            trained = {
+                name: Factors(pair.a.detach().clone(), pair.b.detach().clone())
+                for name, pair in on_base.factors[TRAINED].items()
+            }
+        return self._measure("gradient-sketch", seed, {TRAINED: trained})
+
+    def _curves(self, method: ContributionMethod, seed: int) -> Curves:
+        reset_head(self.base)
+        return self._measure(method, seed, {})
+
+    def _measure(self, method: ContributionMethod, seed: int, beside: Mapping[str, Mapping[str, Factors]]) -> Curves:
         size, train_part = self._setting.batch_size, self._material.train
         wanted = SCORE_BATCHES[method] * size
         return measure_contribution(
@@ -165,6 +195,7 @@ class Bench:
             max_rank=LADDER[-1],
             seed=seed,
             sequence_length=self._setting.sequence_length,
+            beside=beside,
         ).curves
 
     def _fresh(self, name: str, rank: int, seed: int) -> Factors:
@@ -172,8 +203,8 @@ class Bench:
         rows = orthonormal_rows(min(rank, weight.d_in), weight.d_in, f"adapter/{seed}/{name}")
         return Factors(rows, torch.zeros(weight.d_out, len(rows)))
 
-    def _fit(self, on_base: Attached, learning_rate: float, seed: int) -> None:
-        size, steps = self._setting.batch_size, self._effort.steps
+    def _fit(self, on_base: Attached, learning_rate: float, seed: int, steps: int) -> None:
+        size = self._setting.batch_size
         train(
             self.base,
             on_base,

@@ -1,5 +1,6 @@
 """The comparison of ways to choose weights keeps to its budget, and without its data it says so."""
 
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planning_fleet import falling_curves, tiny_model
 
-from benchmarks.contribution import EXIT_NO_DATA, main
+from benchmarks.contribution import DATA, EXIT_NO_DATA, main
 from benchmarks.contribution_bench import LADDER, at_random, evenly, within_budget
+from benchmarks.contribution_data import SETTINGS, read_material
+from fedpipe_data.examples import ClassificationExample
 
 SHAPE = tiny_model()
 WIDTHS = {weight.name: weight.d_in + weight.d_out for weight in SHAPE.weights}
@@ -49,3 +52,15 @@ def test_the_chosen_ranks_have_the_most_contribution_of_all_that_fit(budget: int
 def test_without_its_data_it_says_what_is_missing_and_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(tmp_path)]) == EXIT_NO_DATA
     assert f"{tmp_path} has no models/TinyStories-656K" in capsys.readouterr().err
+
+
+def test_both_parts_of_a_classification_have_the_same_few_classes() -> None:
+    setting = SETTINGS["banking"]
+    if not (DATA / setting.rows).exists():
+        pytest.skip("needs banking77 below ../shared/data")
+    if find_spec(setting.model) is None:
+        pytest.skip("needs the model of the demo's extra")
+    found = read_material(setting, DATA)
+    assert len(found.labels) == setting.classes
+    for part in (found.train, found.held_out):
+        assert {example.label for example in part if isinstance(example, ClassificationExample)} == set(found.labels)

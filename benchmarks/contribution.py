@@ -88,12 +88,9 @@ def judge(rows: Rows, asked: Asked, way: str, budget: float) -> Judged:
 
 
 def compared(found: Sequence[Judged]) -> list[tuple[Judged, Figures]]:
-    """Every way with its figures beside all-linear's at the same budget, or beside its own where that was left out."""
-    even = {each.budget: each.rows for each in found if each.way == COMPARED}
-    return [
-        (each, figures([row.loss for row in each.rows], [row.loss for row in even.get(each.budget, each.rows)]))
-        for each in found
-    ]
+    """Every way with its figures, and how far it is behind all-linear at the same budget where that was run too."""
+    even = {each.budget: [row.loss for row in each.rows] for each in found if each.way == COMPARED}
+    return [(each, figures([row.loss for row in each.rows], even.get(each.budget, ()))) for each in found]
 
 
 def table(found: Sequence[Judged]) -> str:
@@ -103,7 +100,8 @@ def table(found: Sequence[Judged]) -> str:
     for each, of in compared(found):
         accuracies = [row.accuracy for row in each.rows if row.accuracy is not None]
         right = f"{mean(accuracies):10.3f}" if accuracies else f"{'':10}"
-        own, apart = f"{of.loss:.4f} ± {of.error:.4f}", f"{of.behind:+.4f} ± {of.behind_error:.4f}"
+        own = f"{of.loss:.4f} ± {of.error:.4f}"
+        apart = "" if of.behind is None else f"{of.behind:+.4f} ± {of.behind_error:.4f}"
         lines.append(f"{each.budget:6.1%}  {each.way:16}{own:>18}{apart:>22}{right}{each.learning_rate:9.2g}")
     return "\n".join([*lines, "means and their standard errors over the seeds; differences are of the same seed"])
 

@@ -104,15 +104,17 @@ def standard_error(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A way's over the judged seeds, beside those of another way on the same seeds."""
+    """A way's over the judged seeds, and how far behind another way it is on the same seeds, where that was run."""
 
     loss: float
     error: float
-    behind: float
-    behind_error: float
+    behind: float | None = None
+    behind_error: float | None = None
 
 
-def figures(losses: Sequence[float], others: Sequence[float]) -> Figures:
-    """Mean and standard error of `losses`, and of how far each lies above that of `others` on the same seed."""
+def figures(losses: Sequence[float], others: Sequence[float] = ()) -> Figures:
+    """Mean and standard error of `losses`, and of how far each lies above that of `others` on the same seed, if any."""
+    if not others:
+        return Figures(mean(losses), standard_error(losses))
     apart = [own - other for own, other in zip(losses, others, strict=True)]
     return Figures(mean(losses), standard_error(losses), mean(apart), standard_error(apart))

@@ -95,3 +95,5 @@ def test_the_table_says_how_far_each_is_above_all_linear() -> None:
     assert "3.0000 ± 0.5000" in lines[1]
     assert "+0.5000 ± 0.0000" in lines[1]
     assert "0.500" in lines[1]
+    alone = table([judged("random", 2.5, 3.5)]).splitlines()
+    assert "+" not in alone[1]

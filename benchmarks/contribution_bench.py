@@ -32,7 +32,25 @@ from fedpipe_wire.message_values import Metrics
 LATER = "sketch-later"
 """The gradient sketch where a short training has brought the model, as a refresh sees it, in place of at its start."""
 
-WAYS = ("gradient-sketch", LATER, "sensitivity", "all-linear", "query-value", "random")
+EVEN = "-even"
+"""A way with this ending has the same ranks, and weights of all ranks move alike (see `even_steps`).
+
+A step of Adam moves every entry of B by the learning rate, whatever the rank r: with r orthonormal rows in A, the
+weight's outputs then move in proportion to sqrt(r). A weight of rank 8 moves twice as fast as one of rank 2, and the
+learning rate that it stands is too small for the others. A uniform rank is not changed by it.
+"""
+
+WAYS = (
+    "gradient-sketch",
+    f"gradient-sketch{EVEN}",
+    LATER,
+    f"{LATER}{EVEN}",
+    "sensitivity",
+    "all-linear",
+    "query-value",
+    "random",
+    f"random{EVEN}",
+)
 FULL_RANK = 8
 """All-linear at this rank is the whole of which a budget is a share."""
 LADDER = (1, 2, 4, 8, 16, 32)
@@ -114,6 +132,11 @@ def at_random(weights: Sequence[WeightShape], budget: int, seed: int) -> dict[st
     return ranks
 
 
+def even_steps(factors: Mapping[str, Factors], mean_rank: float) -> dict[str, Factors]:
+    """The same factors, but each A (r, d_in) times sqrt(mean_rank / r)."""
+    return {name: Factors(pair.a * (mean_rank / len(pair.a)) ** 0.5, pair.b) for name, pair in factors.items()}
+
+
 class Bench:
     """The base, loaded once, and its examples.
 
@@ -141,8 +164,10 @@ class Bench:
         Raises:
             ModelError: if the training's numbers are not finite any more.
         """
-        ranks = self.ranks(way, self._parameters(budget), seed)
+        ranks = self.ranks(way.removesuffix(EVEN), self._parameters(budget), seed)
         factors = {name: self._fresh(name, rank, seed) for name, rank in ranks.items()}
+        if way.endswith(EVEN):
+            factors = even_steps(factors, budget * FULL_RANK)
         reset_head(self.base)
         with attached(self.base, {TRAINED: factors}, scale=1.0) as on_base:
             self._fit(on_base, learning_rate, seed, self._effort.steps)

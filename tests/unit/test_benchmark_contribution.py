@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from planning_fleet import falling_curves, tiny_model
 
 from benchmarks.contribution import DATA, EXIT_NO_DATA, main
-from benchmarks.contribution_bench import LADDER, at_random, evenly, within_budget
+from benchmarks.contribution_bench import LADDER, at_random, even_steps, evenly, within_budget
 from benchmarks.contribution_data import SETTINGS, read_material
+from fedpipe_agent.train.adapters import Factors
+from fedpipe_agent.train.contribution import orthonormal_rows
 from fedpipe_data.examples import ClassificationExample
 
 SHAPE = tiny_model()
@@ -64,3 +67,24 @@ def test_both_parts_of_a_classification_have_the_same_few_classes() -> None:
     assert len(found.labels) == setting.classes
     for part in (found.train, found.held_out):
         assert {example.label for example in part if isinstance(example, ClassificationExample)} == set(found.labels)
+
+
+def test_a_first_step_of_adam_moves_outputs_alike_at_all_ranks() -> None:
+    width, generator = 512, torch.Generator().manual_seed(3)
+    x, wanted = (torch.randn(shape, generator=generator) for shape in ((256, width), (256, 64)))
+    plain = {
+        str(rank): Factors(orthonormal_rows(rank, width, f"rows/{rank}"), torch.zeros(64, rank)) for rank in (1, 4, 16)
+    }
+
+    def moved(factors: dict[str, Factors]) -> list[float]:
+        """Root mean square of the outputs after a step towards `wanted`."""
+        found = []
+        for a, b in factors.values():
+            parameter = torch.nn.Parameter(b.clone())
+            ((x @ a.T @ parameter.T - wanted) ** 2).mean().backward()
+            torch.optim.Adam([parameter], lr=1e-2).step()
+            found.append(float((x @ a.T @ parameter.T).detach().square().mean().sqrt()))
+        return found
+
+    assert moved(plain)[2] == pytest.approx(4 * moved(plain)[0], rel=0.1)
+    assert moved(even_steps(plain, 2.0)) == pytest.approx([moved(plain)[0] * 2**0.5] * 3, rel=0.1)

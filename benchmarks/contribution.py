@@ -8,10 +8,11 @@ A real pretrained model is fine-tuned in one process with adapters of at most th
 share (`--budgets`) of all-linear at rank 8; a classification's head is trained in all of them. Weights and ranks are
 chosen by the contribution that the agents' own code measures, by either method, and the planner's own knapsack; or are
 those of all linear layers, of queries and values alone, both as evenly as whole ranks allow, or drawn at random.
-`sketch-later` scores where a short training has brought the model, as a refresh does; ways that end in `-even` have the
-same ranks, but weights of all ranks move alike (see `contribution_bench`). `loss` is that of held-out examples after the same number of steps on the same examples. Every way has the learning rate that
-is best for it at the budget: from `--start-rate` it is doubled and halved until both neighbours are worse, on seeds of
-their own (from `TUNING_SEED`), which are never among those that are judged.
+`sketch-later` scores where a short training has brought the model, as a refresh does; ways that end in `-even` have
+the same ranks, but weights of all ranks move alike (see `contribution_bench`). `loss` is that of held-out examples
+after the same number of steps on the same examples. Every way has the learning rate that is best for it at the
+budget: from `--start-rate` it is doubled and halved until both neighbours are worse, on seeds of their own (from
+`TUNING_SEED`), which are never among those that are judged.
 
 With `--rows`, every finished fine-tuning is appended there, and one that is there already is not run again: a
 comparison that was broken off goes on, and two processes with different ways or budgets can run at once, each with its

@@ -1,6 +1,6 @@
 """One fine-tuning with adapters of a given size, for `benchmarks.contribution`.
 
-Owns the data, the ways to choose weights and ranks, and the training. Measuring contribution, choosing, attaching and
+Owns the ways to choose weights and ranks, and the training. Measuring contribution, choosing, attaching and
 training are the agents' and the planner's own functions.
 """
 
@@ -8,12 +8,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from fedpipe_agent.train.adapters import TRAINED, Attached, Factors, attached
+from benchmarks.contribution_data import Material, Setting
+from fedpipe_agent.train.adapters import TRAINED, Attached, Factors, attached, reset_head
 from fedpipe_agent.train.base import Base, load_base, quiet_libraries
 from fedpipe_agent.train.contribution import orthonormal_rows
 from fedpipe_agent.train.contribution_methods import measure_contribution
@@ -23,41 +23,47 @@ from fedpipe_agent.train.loop import Watch, train, warm_up_steps
 from fedpipe_agent.train.memory import open_meter
 from fedpipe_agent.train.shape import read_shape
 from fedpipe_agent.train.step import StepSettings
-from fedpipe_data.examples import CausalExample, Example
-from fedpipe_data.tables import read_rows
 from fedpipe_profiles.contribution import ContributionMethod
 from fedpipe_profiles.model import ModelShape, WeightShape
 from fedpipe_profiles.planning.milp import Knapsack, solve
 from fedpipe_profiles.planning.problem import JobProblem
+from fedpipe_wire.message_values import Metrics
 
-METHODS = ("gradient-sketch", "sensitivity", "all-linear", "query-value", "random")
+LATER = "sketch-later"
+"""The gradient sketch where a short training has brought the model, as a refresh sees it, in place of at its start."""
+
+EVEN = "-even"
+"""A way with this ending has the same ranks, and weights of all ranks move alike (see `even_steps`).
+
+A step of Adam moves every entry of B by the learning rate, whatever the rank r: with r orthonormal rows in A, the
+weight's outputs then move in proportion to sqrt(r). A weight of rank 8 moves twice as fast as one of rank 2, and the
+learning rate that it stands is too small for the others. A uniform rank is not changed by it.
+"""
+
+WAYS = (
+    "gradient-sketch",
+    f"gradient-sketch{EVEN}",
+    LATER,
+    f"{LATER}{EVEN}",
+    "sensitivity",
+    "all-linear",
+    "query-value",
+    "random",
+    f"random{EVEN}",
+)
 FULL_RANK = 8
 """All-linear at this rank is the whole of which a budget is a share."""
 LADDER = (1, 2, 4, 8, 16, 32)
-SCORE_BATCHES = 4
-_QUERY_VALUE = ("q_proj", "v_proj")
+SCORE_BATCHES: Mapping[ContributionMethod, int] = {"gradient-sketch": 4, "sensitivity": 32}
+"""Forward and backward passes that scoring costs; the smoothed sensitivity needs steps before it says anything."""
+
+LATER_STEPS, LATER_RATE, LATER_SHARE = 30, 2e-2, 0.25
+"""Of that training, which is thrown away: all-linear at that share of its parameters at rank 8."""
+
+_QUERY_VALUE = ("q_proj", "v_proj", "query", "value")
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A model and its data, as folders and files below the data's folder."""
-
-    model: str
-    rows: str
-    held_out: str
-    sequence_length: int
-    batch_size: int
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        """What must be there."""
-        return self.model, self.rows, self.held_out
-
-
-SETTINGS: Mapping[str, Setting] = {
-    "e2e": Setting("models/TinyStories-656K", "e2e/train.jsonl", "e2e/dev.jsonl", 96, 8),
-    "e2e-260k": Setting("models/stories260k", "e2e/train.jsonl", "e2e/dev.jsonl", 192, 8),
-}
+Curves = Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +76,10 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of one."""
+    """What came of one. `parameters` are those of the adapters, without the head that all train alike."""
 
     loss: float
+    accuracy: float | None
     parameters: int
     ranks: dict[str, int]
 
@@ -125,42 +132,57 @@ def at_random(weights: Sequence[WeightShape], budget: int, seed: int) -> dict[st
     return ranks
 
 
+def even_steps(factors: Mapping[str, Factors], mean_rank: float) -> dict[str, Factors]:
+    """The same factors, but each A (r, d_in) times sqrt(mean_rank / r)."""
+    return {name: Factors(pair.a * (mean_rank / len(pair.a)) ** 0.5, pair.b) for name, pair in factors.items()}
+
+
 class Bench:
     """The base, loaded once, and its examples.
 
     Args:
         setting: Which.
-        data: The folder that it is in.
+        material: Its model and examples.
         effort: How long each run is.
     """
 
-    def __init__(self, setting: Setting, data: Path, effort: Effort) -> None:
+    def __init__(self, setting: Setting, material: Material, effort: Effort) -> None:
         quiet_libraries()
         torch.set_num_threads(1)
-        self._setting, self._effort = setting, effort
-        folder = data / setting.model
-        self.shape = read_shape(folder, "causal-lm", ())
+        self._setting, self._material, self._effort = setting, material, effort
+        folder, task, labels = material.folder, setting.task, material.labels
+        self.shape = read_shape(folder, task, labels)
         self._meter = open_meter("cpu", 64 << 30)
-        self.base: Base = load_base(folder, "causal-lm", (), bits=32, device="cpu", seed=0, meter=self._meter)
-        self._encoder = Encoder(self.base.tokenizer, (), setting.sequence_length)
-        self._train, self._held_out = (_examples(data / path) for path in (setting.rows, setting.held_out))
+        self.base: Base = load_base(folder, task, labels, bits=32, device="cpu", seed=0, meter=self._meter)
+        self._encoder = Encoder(self.base.tokenizer, labels, setting.sequence_length)
         self.curves = cache(self._curves)
+        self.later_curves = cache(self._later_curves)
 
-    def run(self, name: str, budget: float, learning_rate: float, seed: int) -> Run:
-        """Fine-tune with the weights and ranks that `name` chooses for a share of all-linear at rank 8."""
-        whole = FULL_RANK * sum(weight.d_in + weight.d_out for weight in self.shape.weights)
-        ranks = self.ranks(name, int(budget * whole), seed)
+    def run(self, way: str, budget: float, learning_rate: float, seed: int) -> Run:
+        """Fine-tune with the weights and ranks that a way chooses for a share of all-linear at rank 8.
+
+        Raises:
+            ModelError: if the training's numbers are not finite any more.
+        """
+        ranks = self.ranks(way.removesuffix(EVEN), self._parameters(budget), seed)
         factors = {name: self._fresh(name, rank, seed) for name, rank in ranks.items()}
+        if way.endswith(EVEN):
+            factors = even_steps(factors, budget * FULL_RANK)
+        reset_head(self.base)
         with attached(self.base, {TRAINED: factors}, scale=1.0) as on_base:
-            self._fit(on_base, learning_rate, seed)
-            return Run(self._loss(seed), on_base.trainable_parameters, ranks)
+            self._fit(on_base, learning_rate, seed, self._effort.steps)
+            found = self._measured(seed)
+            of_adapters = on_base.trainable_parameters - sum(each.numel() for each in on_base.head.values())
+        return Run(found.loss, found.accuracy, of_adapters, ranks)
 
-    def ranks(self, name: str, budget: int, seed: int) -> dict[str, int]:
+    def ranks(self, way: str, budget: int, seed: int) -> dict[str, int]:
         """Weights and ranks of at most `budget` trainable parameters."""
         weights = self.shape.weights
-        match name:
+        match way:
             case "gradient-sketch" | "sensitivity":
-                return within_budget(self.shape, self.curves(name, seed), budget)
+                return within_budget(self.shape, self.curves(way, seed), budget)
+            case "sketch-later":
+                return within_budget(self.shape, self.later_curves(seed), budget)
             case "query-value":
                 return evenly([w for w in weights if w.name.endswith(_QUERY_VALUE)], budget)
             case "random":
@@ -168,15 +190,37 @@ class Bench:
             case _:
                 return evenly(weights, budget)
 
-    def _curves(self, method: ContributionMethod, seed: int) -> dict[str, tuple[float, ...]]:
-        size = self._setting.batch_size
+    def _parameters(self, budget: float) -> int:
+        return int(budget * FULL_RANK * sum(weight.d_in + weight.d_out for weight in self.shape.weights))
+
+    def _later_curves(self, seed: int) -> Curves:
+        """With a head that is trained too, where there is one."""
+        reset_head(self.base)
+        ranks = evenly(self.shape.weights, self._parameters(LATER_SHARE))
+        factors = {name: self._fresh(name, rank, seed) for name, rank in ranks.items()}
+        with attached(self.base, {TRAINED: factors}, scale=1.0) as on_base:
+            self._fit(on_base, LATER_RATE, seed, LATER_STEPS)
+            trained = {
+                name: Factors(pair.a.detach().clone(), pair.b.detach().clone())
+                for name, pair in on_base.factors[TRAINED].items()
+            }
+        return self._measure("gradient-sketch", seed, {TRAINED: trained})
+
+    def _curves(self, method: ContributionMethod, seed: int) -> Curves:
+        reset_head(self.base)
+        return self._measure(method, seed, {})
+
+    def _measure(self, method: ContributionMethod, seed: int, beside: Mapping[str, Mapping[str, Factors]]) -> Curves:
+        size, train_part = self._setting.batch_size, self._material.train
+        wanted = SCORE_BATCHES[method] * size
         return measure_contribution(
             self.base,
             method,
-            list(batches(self._train, self._encoder, batch_size=size, wanted=SCORE_BATCHES * size, seed=seed)),
+            list(batches(train_part, self._encoder, batch_size=size, wanted=wanted, seed=seed)),
             max_rank=LADDER[-1],
             seed=seed,
             sequence_length=self._setting.sequence_length,
+            beside=beside,
         ).curves
 
     def _fresh(self, name: str, rank: int, seed: int) -> Factors:
@@ -184,12 +228,12 @@ class Bench:
         rows = orthonormal_rows(min(rank, weight.d_in), weight.d_in, f"adapter/{seed}/{name}")
         return Factors(rows, torch.zeros(weight.d_out, len(rows)))
 
-    def _fit(self, on_base: Attached, learning_rate: float, seed: int) -> None:
-        size, steps = self._setting.batch_size, self._effort.steps
+    def _fit(self, on_base: Attached, learning_rate: float, seed: int, steps: int) -> None:
+        size = self._setting.batch_size
         train(
             self.base,
             on_base,
-            batches(self._train, self._encoder, batch_size=size, wanted=steps * size, seed=seed + 1),
+            batches(self._material.train, self._encoder, batch_size=size, wanted=steps * size, seed=seed + 1),
             settings=StepSettings(
                 sequence_length=self._setting.sequence_length,
                 learning_rate=learning_rate,
@@ -201,12 +245,7 @@ class Bench:
             watch=Watch(clock=lambda: 0.0, stop_at=1.0, meter=self._meter),
         )
 
-    def _loss(self, seed: int) -> float:
-        length = self._setting.sequence_length
-        held_out = sample(self._held_out, self._effort.held_out_examples, seed)
+    def _measured(self, seed: int) -> Metrics:
+        held_out = sample(self._material.held_out, self._effort.held_out_examples, seed)
         groups = list(batches(held_out, self._encoder, batch_size=64, wanted=len(held_out), seed=0))
-        return evaluate(self.base, groups, sequence_length=length, meter=self._meter).loss
-
-
-def _examples(path: Path) -> list[Example]:
-    return [CausalExample(str(row.values["mr"]), str(row.values["ref"])) for row in read_rows(path, "jsonl")]
+        return evaluate(self.base, groups, sequence_length=self._setting.sequence_length, meter=self._meter)

@@ -1,16 +1,22 @@
 """The comparison of ways to choose weights keeps to its budget, and without its data it says so."""
 
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from planning_fleet import falling_curves, tiny_model
 
-from benchmarks.contribution import EXIT_NO_DATA, main
-from benchmarks.contribution_bench import LADDER, at_random, evenly, within_budget
+from benchmarks.contribution import DATA, EXIT_NO_DATA, main
+from benchmarks.contribution_bench import LADDER, at_random, even_steps, evenly, within_budget
+from benchmarks.contribution_data import SETTINGS, read_material
+from fedpipe_agent.train.adapters import Factors
+from fedpipe_agent.train.contribution import orthonormal_rows
+from fedpipe_data.examples import ClassificationExample
 
 SHAPE = tiny_model()
 WIDTHS = {weight.name: weight.d_in + weight.d_out for weight in SHAPE.weights}
@@ -49,3 +55,36 @@ def test_the_chosen_ranks_have_the_most_contribution_of_all_that_fit(budget: int
 def test_without_its_data_it_says_what_is_missing_and_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(tmp_path)]) == EXIT_NO_DATA
     assert f"{tmp_path} has no models/TinyStories-656K" in capsys.readouterr().err
+
+
+def test_both_parts_of_a_classification_have_the_same_few_classes() -> None:
+    setting = SETTINGS["banking"]
+    if not (DATA / setting.rows).exists():
+        pytest.skip("needs banking77 below ../shared/data")
+    if find_spec(setting.model) is None:
+        pytest.skip("needs the model of the demo's extra")
+    found = read_material(setting, DATA)
+    assert len(found.labels) == setting.classes
+    for part in (found.train, found.held_out):
+        assert {example.label for example in part if isinstance(example, ClassificationExample)} == set(found.labels)
+
+
+def test_a_first_step_of_adam_moves_outputs_alike_at_all_ranks() -> None:
+    width, generator = 512, torch.Generator().manual_seed(3)
+    x, wanted = (torch.randn(shape, generator=generator) for shape in ((256, width), (256, 64)))
+    plain = {
+        str(rank): Factors(orthonormal_rows(rank, width, f"rows/{rank}"), torch.zeros(64, rank)) for rank in (1, 4, 16)
+    }
+
+    def moved(factors: dict[str, Factors]) -> list[float]:
+        """Root mean square of the outputs after a step towards `wanted`."""
+        found = []
+        for a, b in factors.values():
+            parameter = torch.nn.Parameter(b.clone())
+            torch.autograd.backward(((x @ a.T @ parameter.T - wanted) ** 2).mean())
+            torch.optim.Adam([parameter], lr=1e-2).step()
+            found.append(float((x @ a.T @ parameter.T).detach().square().mean().sqrt()))
+        return found
+
+    assert moved(plain)[2] == pytest.approx(4 * moved(plain)[0], rel=0.1)
+    assert moved(even_steps(plain, 2.0)) == pytest.approx([moved(plain)[0] * 2**0.5] * 3, rel=0.1)

@@ -55,6 +55,12 @@ def test_a_round_cut_short_is_compared_for_the_steps_that_were_taken() -> None:
     assert time_error(_plan(step_s=0.0), _trained(10), 30.0) == 0.0
 
 
+def test_measuring_the_contribution_again_is_no_error_of_the_prediction() -> None:
+    plain, scored = _trained(10), _trained(10).model_copy(update={"score_s": 0.9})
+    assert time_error(_plan(), scored, 25.9) == pytest.approx(time_error(_plan(), plain, 25.0))
+    assert time_error(_plan(), _trained(10).model_copy(update={"score_s": 30.0}), 25.0) is None
+
+
 def test_what_was_not_measured_has_no_error() -> None:
     assert time_error(_plan(), None, 3.0) is None
     assert time_error(_plan(), _trained(10), None) is None

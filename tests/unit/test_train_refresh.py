@@ -25,7 +25,7 @@ from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.contribution import ContributionMethod
 from fedpipe_wire.message_values import JobTerms
 
-MANY = 200
+MANY = 140
 """Examples of a round, so that its share holds some."""
 
 # --- the account ------------------------------------------------------------------------------------------------

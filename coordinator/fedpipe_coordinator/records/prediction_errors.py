@@ -20,11 +20,14 @@ def expected_round_s(plan: Plan, trained: Trained) -> float | None:
 
 
 def time_error(plan: Plan, trained: Trained | None, round_s: float | None) -> float | None:
-    """Relative error of a round's time, for the steps that were taken; None where nothing was measured."""
-    if trained is None or not round_s:
+    """Relative error of a round's time, for the steps that were taken; None where nothing was measured.
+
+    Measuring the contribution again is outside of what a plan predicts, and so is taken off what was measured.
+    """
+    if trained is None or not round_s or trained.score_s >= round_s:
         return None
     expected_s = expected_round_s(plan, trained)
-    return None if expected_s is None else _relative(expected_s, round_s)
+    return None if expected_s is None else _relative(expected_s, round_s - trained.score_s)
 
 
 def memory_error(plan: Plan, trained: Trained | None) -> float | None:

@@ -113,7 +113,8 @@ def predict_memory(shape: ModelShape, config: StepConfig, coefficients: MemoryCo
     parts = parts_of(shape, config)
     if parts is None:
         return _most(shape, config, size, coefficients, generic_moments(shape, config, size))
-    on = {name: OnWeight(rank, config.global_rank - rank) for name, rank in config.ranks.items()}
+    of = {rank: OnWeight(rank, config.global_rank - rank) for rank in set(config.ranks.values())}
+    on = {name: of[rank] for name, rank in config.ranks.items()}
     return _most(shape, config, size, coefficients, _moments(parts, on, OnWeight(0, 0), config))
 
 

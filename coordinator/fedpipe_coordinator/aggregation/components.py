@@ -72,8 +72,8 @@ def _digest(*purpose: str | int) -> bytes:
 class _Spare(threading.local):
     """One Philox of each thread, put back to its first state for every draw.
 
-    To make one takes ten times as long as to draw from it, because numpy asks the system for entropy even where a key is
-    given, and a round draws for every weight of every agent.
+    To make one takes ten times as long as to draw from it: numpy asks the system for entropy even where a key is given,
+    and a round draws for every weight of every agent.
     """
 
     def __init__(self) -> None:

@@ -142,9 +142,7 @@ def _sorted(
         return None
     layers, outside = found
     kinds: dict[tuple[tuple[Role, int, int], ...], int] = {}
-    of = [
-        kinds.setdefault(tuple((role, w.d_in, w.d_out) for role, w in layer.items()), len(kinds)) for layer in layers
-    ]
+    of = [kinds.setdefault(tuple((role, w.d_in, w.d_out) for role, w in layer.items()), len(kinds)) for layer in layers]
     return tuple(tuple(layer.items()) for layer in layers), tuple(of), tuple(outside)
 
 

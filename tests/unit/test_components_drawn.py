@@ -21,6 +21,6 @@ def fresh(seed: int, round_: int, agent: str, weight: str) -> tuple[int, ...]:
 
 def test_every_draw_is_that_of_a_generator_of_its_own_in_any_thread() -> None:
     with ThreadPoolExecutor(4) as threads:
-        drawn = list(threads.map(lambda asked: draw_components(*asked, 33, 7), ASKED))
+        drawn = list(threads.map(lambda asked: draw_components(*asked, global_rank=33, rank=7), ASKED))
     assert drawn == [fresh(*asked) for asked in ASKED]
     assert len(set(drawn)) > 0.9 * len(drawn)

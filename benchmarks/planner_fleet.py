@@ -5,9 +5,12 @@ Nothing here was measured. A draw says what a device might be, from 4 to 141 GiB
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
+from fedpipe_profiles.architectures.shape import shape_of
+from fedpipe_profiles.catalog.model_catalogue import catalogued_model
 from fedpipe_profiles.costs.memory import DEFAULT_COEFFICIENTS, step_memory
 from fedpipe_profiles.costs.step import AdapterSize, StepSetting
 from fedpipe_profiles.costs.timing import DEFAULT_TIMING, device_rates, evaluation_example_s, step_s
@@ -22,7 +25,7 @@ from fedpipe_profiles.device import (
     Link,
     MatmulRate,
 )
-from fedpipe_profiles.model import ModelShape, WeightShape
+from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
 
@@ -30,36 +33,16 @@ GIB = 1024 * MIB
 FLEETS = ("mixed", "memory", "time", "link")
 """What binds most devices of a fleet."""
 
-_HIDDEN, _INTERMEDIATE, _LAYERS, _VOCABULARY = 4096, 11008, 32, 32000
 _SEQUENCE = 512
 _MEASURED = 0.5
 
 
+@cache
 def llama_2_7b() -> ModelShape:
-    """The shapes of Llama 2 7B (arXiv 2307.09288; its config.json): 224 candidate weights."""
-    parts = {
-        **{f"self_attn.{name}_proj": (_HIDDEN, _HIDDEN) for name in "qkvo"},
-        "mlp.gate_proj": (_INTERMEDIATE, _HIDDEN),
-        "mlp.up_proj": (_INTERMEDIATE, _HIDDEN),
-        "mlp.down_proj": (_HIDDEN, _INTERMEDIATE),
-    }
-    return ModelShape(
-        model_type="llama",
-        layers=_LAYERS,
-        hidden_size=_HIDDEN,
-        intermediate_size=_INTERMEDIATE,
-        heads=32,
-        vocabulary_size=_VOCABULARY,
-        weights=tuple(
-            WeightShape(name=f"model.layers.{layer}.{name}", d_out=d_out, d_in=d_in)
-            for layer in range(_LAYERS)
-            for name, (d_out, d_in) in parts.items()
-        ),
-        # embeddings, output layer, two norms per layer and the last one
-        other_parameters=2 * _VOCABULARY * _HIDDEN + (2 * _LAYERS + 1) * _HIDDEN,
-        lookup_parameters=_VOCABULARY * _HIDDEN,
-        fingerprint="",
-    )
+    """Llama 2 7B from its config.json (arXiv 2307.09288): 224 candidate weights, every layer counted in detail."""
+    config = catalogued_model("meta-llama/Llama-2-7b-hf")
+    assert config is not None, "the catalogue of models has Llama 2 7B"
+    return shape_of(config, task="causal-lm")
 
 
 def job(random: np.random.Generator, *, least_share: float = 0.0) -> JobProblem:
@@ -71,7 +54,7 @@ def job(random: np.random.Generator, *, least_share: float = 0.0) -> JobProblem:
     liked = dict(zip(kinds, random.lognormal(sigma=0.7, size=len(kinds)), strict=True))
     for weight in shape.weights:
         layer, kind = int(weight.name.split(".")[2]), weight.name.split(".", 3)[3]
-        height = liked[kind] * (1 + layer / _LAYERS) * random.lognormal(sigma=0.5)
+        height = liked[kind] * (1 + layer / shape.layers) * random.lognormal(sigma=0.5)
         squares = height * ranks ** -float(random.uniform(0.8, 2.2)) * random.uniform(0.9, 1.1, size=len(ranks))
         curves[weight.name] = tuple(np.cumsum(np.sort(squares)[::-1]).tolist())
     return JobProblem(

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fedpipe_profiles.values import Count, PositiveSize, Share, Size, Value
 
+_SUMS = ("weight_parameters", "weight_widths", "largest_weight", "output_features", "head_parameters")
 _MOST_PLACES = 8
 """Norms or dropouts of one layer; known architectures have at most 4."""
 
@@ -97,6 +98,16 @@ class ModelShape(Value):
         return sum(weight.parameters for weight in self.weights)
 
     @cached_property
+    def weight_widths(self) -> int:
+        """`d_in + d_out` of all candidate matrices: parameters of a rank on each of them."""
+        return sum(weight.d_in + weight.d_out for weight in self.weights)
+
+    @cached_property
+    def largest_weight(self) -> int:
+        """Entries of the largest candidate matrix."""
+        return max(weight.parameters for weight in self.weights)
+
+    @cached_property
     def output_features(self) -> int:
         """Rows of all candidate matrices."""
         return sum(weight.d_out for weight in self.weights)
@@ -109,7 +120,7 @@ class ModelShape(Value):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's; sums over weights that may have been replaced are taken anew."""
         copy = super().model_copy(update=update, deep=deep)
-        for name in ("weight_parameters", "output_features", "head_parameters"):
+        for name in _SUMS:
             copy.__dict__.pop(name, None)
         return copy
 

@@ -11,6 +11,7 @@ import pytest
 
 from fedpipe_agent.probe import supported_bits
 from fedpipe_profiles.catalog.device_catalogue import UnknownDeviceError, catalogue_names, catalogued_device
+from fedpipe_profiles.costs.rates import USUAL_SLOWDOWN
 from fedpipe_profiles.costs.timing import device_rates
 from fedpipe_profiles.device import MIB
 from fedpipe_profiles.device_checks import profile_problems
@@ -75,7 +76,10 @@ def test_a_t4_computes_at_its_fp32_rate_for_want_of_bf16() -> None:
     float32 = profile.rate("float32")
     assert profile.supported_bits == (4, 8, 32)
     assert float32 is not None
-    assert device_rates(profile).flops(4) == float32.flops_per_s
+    assert float32.flops_per_s == 8.1e12  # the data sheet's
+    rates = device_rates(profile)
+    assert rates.flops(4) == rates.flops_per_s["float32"]
+    assert rates.flops(4) / USUAL_SLOWDOWN == pytest.approx(0.4 * 8.1e12)  # counted once, not here and there
 
 
 def test_every_figure_names_its_source() -> None:

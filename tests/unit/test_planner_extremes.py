@@ -102,17 +102,19 @@ def test_a_deadline_shorter_than_loading_says_how_long_loading_takes() -> None:
 
 
 def test_a_memory_bound_plan_says_what_finer_bits_and_the_next_rank_need() -> None:
-    plan = _plan(minilm_job(), minilm_device(530, bits=(4, 8, 32)))
+    plan = _plan(minilm_job(), minilm_device(520, bits=(4, 8, 32)))
     assert isinstance(plan, Plan)
     assert plan.bound == "memory"
     lacking = float(plan.reason.rsplit("the next rank step lacks ", 1)[1].removesuffix(" MiB"))
     assert "4-bit base because the same work at 8 bits needs " in plan.reason
-    # with that much more lent, the plan has more ranks
-    more = _plan(minilm_job(), minilm_device(530 + lacking + 0.02, bits=(4,)))
-    same = _plan(minilm_job(), minilm_device(530, bits=(4,)))
+    # with that much more lent, the plan captures more
+    more = _plan(minilm_job(), minilm_device(520 + lacking + 0.02, bits=(4,)))
+    same = _plan(minilm_job(), minilm_device(520, bits=(4,)))
     assert isinstance(more, Plan)
     assert isinstance(same, Plan)
-    assert sum(more.ranks.values()) > sum(same.ranks.values())
+    curves = minilm_job().curves
+    captured = [sum(curves[name][rank - 1] for name, rank in each.ranks.items()) for each in (same, more)]
+    assert captured[1] > captured[0]
 
 
 def test_a_link_bound_plan_says_how_fast_a_link_the_next_rank_needs() -> None:

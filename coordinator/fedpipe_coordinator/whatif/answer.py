@@ -41,6 +41,8 @@ def _plan_data(device: DeviceForecast, plan: Plan) -> dict[str, Any]:
     predicted, ranks, link = plan.predicted, plan.ranks, device.member.profile.link
     down_s, up_s = device.transfers_s
     terms = {} if device.memory is None else asdict(device.memory)
+    phase = terms.pop("phase", None)
+    terms.pop("layer", None)
     return {
         "bits": plan.bits,
         "batch_size": plan.batch_size,
@@ -56,6 +58,7 @@ def _plan_data(device: DeviceForecast, plan: Plan) -> dict[str, Any]:
             "runtime_context": device.context_bytes,
             "safety_margin": round(SAFETY_MARGIN * predicted.peak_bytes),
         },
+        "peak_phase": phase,
         "round_s": round(predicted.round_s, 3),
         "download_s": round(down_s, 3),
         "compute_s": round(predicted.compute_s, 3),

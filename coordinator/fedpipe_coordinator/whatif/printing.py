@@ -114,6 +114,7 @@ def _breakdown_table(devices: Sequence[Mapping[str, Any]]) -> Table:
     for term in terms:
         row = (f"{device['memory'].get(term, 0) / MIB:,.1f}" for device in devices)
         table.add_row(term.replace("_", " "), *row)
+    table.add_row("the most is held in", *(str(device["peak_phase"]) for device in devices))
     table.add_row("to be lent", *(f"{device['needed_bytes'] / MIB:,.1f}" for device in devices))
     return table
 

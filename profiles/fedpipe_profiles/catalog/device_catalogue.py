@@ -1,9 +1,7 @@
 """The catalogue of devices: what a machine that nobody has measured yet may be expected to do.
 
-Owns the form of `devices/*.toml` and what a published figure means for the models. A data sheet names peaks. What the
-planner expects of a profile is what a probe measures: the rate of one large product, or copy, run for itself. So each
-peak is taken times the share of it that such a probe reaches. On top of that comes the time model's own factor of real
-steps over counted ones, so that a GPU's step is thought to reach 0.7 / 1.7 = 41 % of a published peak.
+Owns the form of `devices/*.toml`. A data sheet names peaks, and so does the profile, which marks them as theoretical:
+what share of a published peak training reaches is the time model's own matter (`rates.py`).
 """
 
 import difflib
@@ -28,13 +26,9 @@ from fedpipe_profiles.device import (
 from fedpipe_profiles.plain_text import plain
 from fedpipe_profiles.values import PositiveSize, Settings, Size
 
-MATMUL_REACH = 0.7
-"""Share of a published peak that one large product reaches. Our choice: dense products on data-centre GPUs are reported
-at 60 to 85 % of it."""
-PROCESSOR_REACH = 0.35
-"""The same of a processor, which lowers its clock for wide units and feeds them from caches. Our choice."""
-BANDWIDTH_REACH = 0.85
-"""Share of a published bandwidth that a copy reaches. Our choice, likewise."""
+PROCESSOR_REACH = 0.5
+"""Of what a GPU reaches of its peak, a processor is thought to reach this share: it lowers its clock for wide units and
+feeds them from caches. Our choice."""
 CAVEAT = "published figures: expect a factor of about two either way in time until a device is measured"
 
 _FOLDER = "devices"
@@ -109,7 +103,7 @@ class CatalogueEntry(Settings):
     def profile(self, agent: str, *, link: Link | None = None, limits: Limits | None = None) -> DeviceProfile:
         """The profile that such a device would be thought to have; every rate is marked theoretical."""
         rates = self.dense_tflops.model_dump(exclude={"source"}, exclude_none=True)
-        reach = PROCESSOR_REACH if self.gpu is None else MATMUL_REACH
+        reach = PROCESSOR_REACH if self.gpu is None else 1.0
         return DeviceProfile(
             agent=agent,
             host=Host(
@@ -122,7 +116,7 @@ class CatalogueEntry(Settings):
             supported_bits=self.supported_bits,
             matmul=tuple(_matmul(dtype, rates[key] * reach) for key, dtype in _DTYPES.items() if key in rates),
             bandwidth=BandwidthRate(
-                bytes_per_s=self.bandwidth.gb_per_s * 1e9 * BANDWIDTH_REACH,
+                bytes_per_s=self.bandwidth.gb_per_s * 1e9,
                 buffer_bytes=1,
                 repeats=1,
                 relative_spread=0.0,

@@ -48,6 +48,8 @@ class Parts:
 
     flow: Flow
     layers: tuple[tuple[tuple[Role, WeightShape], ...], ...]
+    kinds: tuple[int, ...]
+    """Alike for layers whose weights have the same roles and sizes."""
     outside: tuple[WeightShape, ...]
     end: End
     shape: ModelShape
@@ -57,12 +59,17 @@ class Parts:
     ) -> tuple[list[PartCost], PartCost]:
         """The cost of every layer and of the end with adapters of `ranks`, `default` where a weight is not named."""
         found: list[PartCost] = []
+        known: dict[tuple[object, ...], tuple[PartCost, bool]] = {}
         is_first = True
-        for layer in self.layers:
-            adapted: dict[Role, Adapted] = {role: ranks.get(weight.name, default).on(weight) for role, weight in layer}
-            weights = LayerWeights(**{role: adapted.get(role) for role in _ROLES})
-            cost = layer_cost(self.flow, weights, is_first=is_first, checkpointed=setting.gradient_checkpointing)
-            is_first = is_first and not any(a.is_trained for a in adapted.values())
+        for layer, kind in zip(self.layers, self.kinds, strict=True):
+            on = [ranks.get(weight.name, default) for _, weight in layer]
+            key = (kind, is_first, *on)
+            if key not in known:
+                adapted = {role: each.on(weight) for (role, weight), each in zip(layer, on, strict=True)}
+                weights = LayerWeights(**{role: adapted.get(role) for role in _ROLES})
+                cost = layer_cost(self.flow, weights, is_first=is_first, checkpointed=setting.gradient_checkpointing)
+                known[key] = cost, is_first and not any(a.is_trained for a in adapted.values())
+            cost, is_first = known[key]
             found.append(cost)
         outside = tuple(ranks.get(weight.name, default).on(weight) for weight in self.outside)
         ending = Ending(
@@ -87,7 +94,7 @@ def parts_of(shape: ModelShape, setting: StepSetting, kernel: Kernel | None = No
     block, found = shape.block, _sorted(SameShape(shape))
     if block is None or found is None:
         return None
-    layers, outside = found
+    layers, kinds, outside = found
     flow = Flow(
         block=block,
         hidden=shape.hidden_size,
@@ -102,7 +109,7 @@ def parts_of(shape: ModelShape, setting: StepSetting, kernel: Kernel | None = No
         padded=setting.padded,
         norm_after=shape.model_type in _NORM_AFTER,
     )
-    return Parts(flow, layers, outside, _end(flow, setting), shape)
+    return Parts(flow, layers, kinds, outside, _end(flow, setting), shape)
 
 
 def _end(flow: Flow, setting: StepSetting) -> End:
@@ -129,12 +136,14 @@ class SameShape:
 @lru_cache(maxsize=64)
 def _sorted(
     same: SameShape,
-) -> tuple[tuple[tuple[tuple[Role, WeightShape], ...], ...], tuple[WeightShape, ...]] | None:
+) -> tuple[tuple[tuple[tuple[Role, WeightShape], ...], ...], tuple[int, ...], tuple[WeightShape, ...]] | None:
     found = sort_weights(same.shape)
     if found is None:
         return None
     layers, outside = found
-    return tuple(tuple(layer.items()) for layer in layers), tuple(outside)
+    kinds: dict[tuple[tuple[Role, int, int], ...], int] = {}
+    of = [kinds.setdefault(tuple((role, w.d_in, w.d_out) for role, w in layer.items()), len(kinds)) for layer in layers]
+    return tuple(tuple(layer.items()) for layer in layers), tuple(of), tuple(outside)
 
 
 def all_moments(costs: tuple[Sequence[PartCost], PartCost], parts: Parts) -> list[Moment]:

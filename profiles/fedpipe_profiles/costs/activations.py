@@ -47,7 +47,7 @@ class Moment:
         return sum(self.terms)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def layer_cost(flow: Flow, weights: LayerWeights, *, is_first: bool, checkpointed: bool) -> PartCost:
     """One layer; the first one's input needs no gradient."""
     arena = Arena(record=not checkpointed)

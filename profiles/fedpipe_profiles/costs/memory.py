@@ -127,7 +127,7 @@ def _above(points: Sequence[Point]) -> MemoryCoefficients:
 def measured_size(shape: ModelShape, m: StepMeasurement) -> AdapterSize:
     """The adapters of a measured step; its ranks are estimated by the mean width of the weights."""
     adapters = max(0, m.trainable_parameters - shape.head_parameters)
-    mean_width = sum(w.d_in + w.d_out for w in shape.weights) / len(shape.weights)
+    mean_width = shape.weight_widths / len(shape.weights)
     return AdapterSize(m.trainable_parameters, m.side_parameters, adapters / mean_width)
 
 

@@ -31,7 +31,7 @@ def generic_moments(shape: ModelShape, setting: StepSetting, size: AdapterSize) 
     terms[ADAPTERS] = ranks
     back, loss = list(terms), list(terms)
     if setting.bits in (4, 8):
-        back[DEQUANTIZED] = max(weight.parameters for weight in shape.weights) * width
+        back[DEQUANTIZED] = shape.largest_weight * width
     back[GRADIENTS] = 4.0 * size.trainable_parameters
     loss[LOGITS] = _logits(shape, setting, width)
     return [Moment("loss", layers, tuple(loss)), Moment("backward", 0, tuple(back))]

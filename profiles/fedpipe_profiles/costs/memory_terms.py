@@ -113,7 +113,8 @@ def predict_memory(shape: ModelShape, config: StepConfig, coefficients: MemoryCo
     parts = parts_of(shape, config)
     if parts is None:
         return _most(shape, config, size, coefficients, generic_moments(shape, config, size))
-    on = {name: OnWeight(rank, config.global_rank - rank) for name, rank in config.ranks.items()}
+    of = {rank: OnWeight(rank, config.global_rank - rank) for rank in set(config.ranks.values())}
+    on = {name: of[rank] for name, rank in config.ranks.items()}
     return _most(shape, config, size, coefficients, _moments(parts, on, OnWeight(0, 0), config))
 
 
@@ -124,7 +125,7 @@ def step_memory(
     parts = parts_of(shape, setting)
     if parts is None:
         return _most(shape, setting, size, coefficients, generic_moments(shape, setting, size))
-    width = sum(w.d_in + w.d_out for w in shape.weights)
+    width = shape.weight_widths
     trained = max(0, size.trainable_parameters - shape.head_parameters) / width
     even = OnWeight(trained, size.side_parameters / width)
     return _most(shape, setting, size, coefficients, _moments(parts, {}, even, setting))
@@ -258,7 +259,7 @@ def _bound(same: SameShape, setting: StepSetting, adapter_parameters: int) -> _B
     shape = same.shape
     parts = parts_of(shape, setting)
     assert parts is not None
-    rank = adapter_parameters / sum(w.d_in + w.d_out for w in shape.weights)
+    rank = adapter_parameters / shape.weight_widths
     costs = parts.costs({}, OnWeight(0, 0, stands=True), setting)
     found = all_moments(costs, parts)
     per_layer = [sum(w.d_in + w.d_out for _, w in layer) for layer in parts.layers]

@@ -75,14 +75,14 @@ class Arena:
             way_back: What is special about its way back.
         """
         back = way_back or _USUAL
-        edges = tuple(i.edge for i in inputs if i.edge is not None)
+        edges = tuple([i.edge for i in inputs if i.edge is not None])
         result = Value(Buffer(self, size), Edge() if edges or back.trained is not None else None)
         if result.edge is not None and self.record:
             if keep_result:
                 saved = (*saved, result.buffer)
             for buffer in saved:
                 buffer.keep(kind)
-            sizes = tuple(i.size for i in inputs if i.edge is not None)
+            sizes = tuple([i.size for i in inputs if i.edge is not None])
             self.nodes.append(_Node((result.edge,), edges, sizes, tuple(saved), back))
         return result
 

@@ -89,7 +89,7 @@ def paths(shape: ModelShape, size: AdapterSize) -> float:
 
 def _mean_width(shape: ModelShape) -> float:
     """`d_in + d_out`, mean over the weights."""
-    return sum(weight.d_in + weight.d_out for weight in shape.weights) / len(shape.weights)
+    return shape.weight_widths / len(shape.weights)
 
 
 def _layer_values(shape: ModelShape) -> float:

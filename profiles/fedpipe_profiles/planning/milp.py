@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 
 from fedpipe_profiles.planning.dynamic import best_of_one_row
 from fedpipe_profiles.planning.frontier import Floats, Integers
+from fedpipe_profiles.planning.quiet import stdout_as_stderr
 
 Mask = npt.NDArray[np.bool_]
 
@@ -101,6 +100,9 @@ def solve(problem: Knapsack, enough: float = 0.0) -> Solution:
 
 
 def _highs(problem: Knapsack, share: float, enough: float) -> tuple[Mask | None, float]:
+    from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415 - most plans need no solver, which loads for long
+    from scipy.sparse import coo_array  # noqa: PLC0415 - likewise
+
     scale = np.maximum(problem.budgets, 1e-300)[:, None]
     count = len(problem.gains)
     unit = float(problem.gains.max())  # its tolerances are absolute
@@ -112,13 +114,17 @@ def _highs(problem: Knapsack, share: float, enough: float) -> tuple[Mask | None,
         signs = np.repeat([1.0, -1.0], len(later))
         order = coo_array((signs, (rows, columns)), shape=(len(later), count)).tocsc()
         constraints.append(LinearConstraint(order, -np.inf, 0.0))
-    result = milp(
-        -problem.gains / unit,
-        integrality=np.ones(count, dtype=np.int64),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": enough / max(float(problem.gains.sum()), enough, 1e-300), "node_limit": _MOST_NODES},
-    )
+    with stdout_as_stderr():
+        result = milp(
+            -problem.gains / unit,
+            integrality=np.ones(count, dtype=np.int64),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={
+                "mip_rel_gap": enough / max(float(problem.gains.sum()), enough, 1e-300),
+                "node_limit": _MOST_NODES,
+            },
+        )
     bound = result.get("mip_dual_bound")
     proved = float(problem.gains.sum()) if bound is None else -float(bound) * unit
     return (None if result.x is None else result.x > 0.5), proved  # noqa: PLR2004 - nearest integer

@@ -174,7 +174,8 @@ def explain_none(increments: Increments, prepared: Prepared, budget: Budget) -> 
     seconds, transfers = quickest.round_s(1, first[0]), quickest.transfers_s(first[0])
     reason = (
         f"one step at {_name(quickest)} needs {_seconds(seconds)} s, {_seconds(quickest.load_s)} s of it for loading "
-        f"the model and {_seconds(transfers)} s for transfers; {_seconds(budget.time_s)} s are usable"
+        f"the model, {_seconds(quickest.prepare_s - quickest.load_s)} s for evaluating and {_seconds(transfers)} s for "
+        f"transfers; {_seconds(budget.time_s)} s are usable"
     )
     return ("link" if transfers > seconds / 2 else "time"), reason
 

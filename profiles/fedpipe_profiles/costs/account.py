@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fedpipe_profiles.costs.activations import Moment, PartCost, end_cost, layer_cost, moments
+from fedpipe_profiles.costs.attention import LayerWeights
 from fedpipe_profiles.costs.ends import End, Ending
-from fedpipe_profiles.costs.layer import Adapted, Flow, Kernel, LayerWeights
+from fedpipe_profiles.costs.operations import Adapted, Flow, Kernel
 from fedpipe_profiles.costs.roles import Role, sort_weights
 from fedpipe_profiles.costs.step import StepSetting, compute_bytes
 from fedpipe_profiles.model import ModelShape, WeightShape

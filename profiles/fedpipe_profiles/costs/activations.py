@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from fedpipe_profiles.costs.attention import LayerWeights
 from fedpipe_profiles.costs.ends import Ending, run_end
-from fedpipe_profiles.costs.layer import Flow, LayerWeights, run_layer
+from fedpipe_profiles.costs.layer import run_layer
+from fedpipe_profiles.costs.operations import Flow
 from fedpipe_profiles.costs.walk import CHECKPOINTS, LAYERS, PASSING, TERMS, Arena, Buffer, Edge, Value
 
 Phase = Literal["forward", "loss", "backward", "optimizer"]

@@ -50,7 +50,7 @@ class Case:
 class Outcome:
     """What a step was predicted to hold, and what it held."""
 
-    model: str
+    model: Model
     case: Case
     predicted: MemoryBreakdown
     true_bytes: int
@@ -152,4 +152,4 @@ def outcome(model: Model, base: Base, shape: ModelShape, case: Case, seed: int) 
     """Predict one step, take it, and compare."""
     ranks = ranks_of(shape, case, seed)
     predicted = predict_memory(shape, config_of(model, case, ranks), COUNTED)
-    return Outcome(model.name, case, predicted, true_peak(model, base, shape, case, ranks))
+    return Outcome(model, case, predicted, true_peak(model, base, shape, case, ranks))

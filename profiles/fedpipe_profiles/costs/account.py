@@ -138,6 +138,12 @@ def _sorted(
     return tuple(tuple(layer.items()) for layer in layers), tuple(outside)
 
 
+def kept_bytes(costs: tuple[Sequence[PartCost], PartCost]) -> float:
+    """What autograd keeps of the whole forward pass, when it is over and the way back has not begun."""
+    layers, end = costs
+    return sum(sum(part.saved) for part in (*layers, end))
+
+
 def all_moments(costs: tuple[Sequence[PartCost], PartCost], parts: Parts) -> list[Moment]:
     """Every moment of the step: its mask lives all the way."""
     mask = parts.flow.tokens * parts.flow.length if parts.flow.padded else 0.0

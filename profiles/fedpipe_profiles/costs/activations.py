@@ -94,12 +94,12 @@ def end_cost(flow: Flow, ending: Ending, *, is_trained: bool) -> PartCost:
     edge, size = y.edge, y.size
     end = x.edge
     del x, y
-    forward = arena.at_peak
+    forward, saved = arena.at_peak, tuple(arena.live)
     arena.restart_peak()
     if edge is not None:
         arena.go_back(edge, size)
     del end
-    return PartCost(forward, _NOTHING, arena.at_peak, sum(b.size for b in arena.gradients))
+    return PartCost(forward, saved, arena.at_peak, sum(b.size for b in arena.gradients))
 
 
 def moments(layers: Sequence[PartCost], end: PartCost, always: float) -> list[Moment]:

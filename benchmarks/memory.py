@@ -47,10 +47,12 @@ def run(seed: int, wanted: Sequence[str]) -> list[Outcome]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for model in models(Path(folder), seed, wanted):
+            own = []
             for bits in BITS:
                 base, shape = load(model, bits, seed)
-                found += [outcome(model, base, shape, case, seed + n) for n, case in enumerate(cases(model, bits))]
-            sys.stderr.write(f"{model.name} done\n")
+                own += [outcome(model, base, shape, case, seed + n) for n, case in enumerate(cases(model, bits))]
+            sys.stderr.write("\n".join([*table(own), ""]))
+            found += own
     return found
 
 

@@ -72,7 +72,7 @@ def saved_by_step(name: str) -> Saved:
     parts = parts_of(shape, setting, "math" if shape.fused_attention else "eager")
     if parts is None:
         raise ValueError(f"{name} is not known in detail")
-    counted = kept_bytes(parts.costs({}, OnWeight(TRAINED_RANK, SIDE_RANK), setting))
+    counted = kept_bytes(parts.costs({}, OnWeight(TRAINED_RANK, SIDE_RANK), setting), parts.flow)
     base = _base(dict(config))
     started = time.perf_counter()
     true = _saved_bytes(base, shape)

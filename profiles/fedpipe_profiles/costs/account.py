@@ -138,14 +138,19 @@ def _sorted(
     return tuple(tuple(layer.items()) for layer in layers), tuple(outside)
 
 
-def kept_bytes(costs: tuple[Sequence[PartCost], PartCost]) -> float:
+def kept_bytes(costs: tuple[Sequence[PartCost], PartCost], flow: Flow) -> float:
     """What autograd keeps of the whole forward pass, when it is over and the way back has not begun."""
     layers, end = costs
-    return sum(sum(part.saved) for part in (*layers, end))
+    return sum(sum(part.saved) for part in (*layers, end)) + _angles(flow)
+
+
+def _angles(flow: Flow) -> float:
+    """Cosines and sines of positions: one table for all layers."""
+    return 2 * flow.length * flow.block.rotary_size * flow.width
 
 
 def all_moments(costs: tuple[Sequence[PartCost], PartCost], parts: Parts) -> list[Moment]:
-    """Every moment of the step: its mask lives all the way."""
+    """Every moment of the step: its mask and its positions live all the way."""
     mask = parts.flow.tokens * parts.flow.length if parts.flow.padded else 0.0
     layers, end = costs
-    return moments(layers, end, mask)
+    return moments(layers, end, mask + _angles(parts.flow))

@@ -98,9 +98,7 @@ def _child(name: str, bits: Bits, seed: int) -> list[tuple[float, float]]:
         return found
 
 
-def _measured(
-    model: Model, base: Base, shape: ModelShape, case: Case, meter: Meter, seed: int
-) -> StepMeasurement:
+def _measured(model: Model, base: Base, shape: ModelShape, case: Case, meter: Meter, seed: int) -> StepMeasurement:
     ranks = ranks_of(shape, case, seed)
     with attached(base, factors(shape, ranks, case.global_rank), scale=1.0) as on_base:
         meter.release()

@@ -15,6 +15,9 @@ from fedpipe_profiles.model import ModelShape, WeightShape
 _NORM_AFTER = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"})
 """Encoders that normalise a part's output together with what went around it."""
 
+_JOINING = frozenset({"gpt_neox", "phi", "phi3"})
+"""Families that put rotated and plain entries of a head together by a concatenation, even where all are rotated."""
+
 
 @dataclass(frozen=True, slots=True)
 class OnWeight:
@@ -102,6 +105,7 @@ def parts_of(shape: ModelShape, setting: StepSetting, kernel: Kernel | None = No
         kernel=kernel or kernel_of(shape, setting),
         padded=setting.padded,
         norm_after=shape.model_type in _NORM_AFTER,
+        joins_heads=shape.model_type in _JOINING,
     )
     return Parts(flow, layers, outside, _end(flow, setting), shape)
 

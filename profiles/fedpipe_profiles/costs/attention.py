@@ -27,7 +27,12 @@ def attention(arena: Arena, flow: Flow, weights: LayerWeights, x: Value) -> Valu
     queries, keys = flow.heads * block.head_size, block.key_value_heads * block.head_size
     if weights.fused is not None:
         both = linear(arena, flow, weights.fused, x, (flow.hidden, queries + 2 * keys))
-        mixed = _attend(arena, flow, *_parted(arena, both, queries, keys))
+        query, key, value = _parted(arena, both, queries, keys)
+        del both
+        if block.rotary_size:
+            query, key = _rotated(arena, query), _rotated(arena, key)
+        mixed = _attend(arena, flow, query, key, value)
+        del query, key, value
         return linear(arena, flow, weights.out, mixed, (queries, flow.hidden))
     query = linear(arena, flow, weights.query, x, (flow.hidden, queries))
     if block.head_norms:
@@ -65,7 +70,9 @@ def _attend(arena: Arena, flow: Flow, query: Value, key: Value, value: Value) ->
     if flow.kernel == "fused":
         sums = Buffer(arena, 4 * flow.tokens * flow.heads)
         saved = [query.buffer, key.buffer, value.buffer, sums] + ([] if mask is None else [mask])
-        return arena.apply(size, query, key, value, saved=saved, kind=ATTENTION, keep_result=True)
+        mixed = arena.apply(size, query, key, value, saved=saved, kind=ATTENTION, keep_result=True)
+        # queries put together anew lie head by head, and so does what comes out: a copy brings it back to rows
+        return arena.apply(size, mixed) if flow.joins_heads else mixed
     wide = flow.tokens * flow.heads * flow.block.head_size * FP32 if flow.kernel == "math" else size
     query, key, value = cast(arena, query, wide), cast(arena, key, wide), cast(arena, value, wide)
     shares = _shares(arena, flow, _scores(arena, flow, query, key, wide))

@@ -49,6 +49,7 @@ class Flow:
     kernel: Kernel
     padded: bool
     norm_after: bool
+    joins_heads: bool = False
 
     @property
     def tokens(self) -> float:

@@ -1,12 +1,13 @@
 """How far the predicted peak of a training step is from what the allocator really held, over a grid of cases.
 
-    python -m benchmarks.memory [--seed N] [--json FILE] [--models NAME ...]
+    python -m benchmarks.memory [--seed N] [--json FILE] [--models NAME ...] [--no-processes] [--no-meta]
 
 Every case is a step of the trainer's own code on a processor, under torch's memory profiler: models x bits x batch and
 sequence x checkpointing x ranks x with and without padding. No coefficient is fitted: the count alone is compared.
 `mean_abs_error`, `worst_under` and `worst_over` are shares of the true peak; `too_low_with_margin` counts the
 cases in which the true peak is above the prediction with the planner's safety margin. `held_out` has the same figures
-for the families whose account was written before any of their steps was measured.
+for the families whose account was written before any of their steps was measured. `saved_errors` compares the bytes
+that autograd saves of large models (see `memory_meta.py`), `rss_mean_abs_error` whole processes (`memory_process.py`).
 """
 
 import argparse
@@ -20,7 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory_meta import MODELS, saved_by_step
 from benchmarks.memory_models import Model, models
+from benchmarks.memory_process import lines, residents
 from benchmarks.memory_steps import Case, Outcome, load, outcome
 from fedpipe_agent.train.base import quiet_libraries
 from fedpipe_profiles.costs.memory import SAFETY_MARGIN
@@ -108,10 +111,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--no-processes", action="store_true", help="leave out the resident sets of whole processes")
+    parser.add_argument("--no-meta", action="store_true", help="leave out what large models save on the meta device")
     options = parser.parse_args(arguments)
     quiet_libraries()
-    found = run(options.seed, options.models)
-    figures = summary(found)
+    figures = summary(found := run(options.seed, options.models))
+    if not options.no_meta:
+        saved = [saved_by_step(name) for name in MODELS]
+        figures["saved_errors"] = {one.model: one.error for one in saved}
+    if not options.no_processes:
+        held = residents(options.seed)
+        sys.stdout.write("\n".join([*lines(held), ""]))
+        figures["rss_cases"] = len(held)
+        figures["rss_mean_abs_error"] = sum(abs(one.error) for one in held) / len(held)
     sys.stdout.write("\n".join([*table(found), "", *worst(found), "", json.dumps(figures, indent=2), ""]))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -124,7 +124,7 @@ HELD_OUT: Mapping[str, tuple[Callable[[], Any], Task]] = {
     "gemma2": (_gemma2, "causal-lm"),
     "distilbert": (_distilbert, "sequence-classification"),
 }
-"""Families whose account was written from their code alone, before any of their steps was measured."""
+"""Families whose account was first written from their code alone, before any of their steps was measured."""
 
 
 def models(folder: Path, seed: int, wanted: Sequence[str] = ()) -> Iterator[Model]:

@@ -1,6 +1,6 @@
 """The models of the memory benchmark: small pretrained ones, and random ones of other families."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Model:
     name: str
     folder: Path
     task: Task
+    held_out: bool = False
 
 
 def _llama() -> Any:
@@ -69,6 +70,44 @@ def _roberta() -> Any:
     )
 
 
+def _heads(key_value_heads: int = 5) -> dict[str, Any]:
+    return {**_COMMON, "num_attention_heads": 5, "num_key_value_heads": key_value_heads}
+
+
+def _phi3() -> Any:
+    return transformers.Phi3ForCausalLM(transformers.Phi3Config(**_heads(), intermediate_size=432))
+
+
+def _gpt_neox() -> Any:
+    config = {**_COMMON, "num_attention_heads": 5, "intermediate_size": 640}
+    return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**config))
+
+
+def _opt() -> Any:
+    config = {**_COMMON, "num_attention_heads": 5, "ffn_dim": 640, "word_embed_proj_dim": 160}
+    return transformers.OPTForCausalLM(transformers.OPTConfig(**config))
+
+
+def _phi() -> Any:
+    return transformers.PhiForCausalLM(transformers.PhiConfig(**_heads(), intermediate_size=640))
+
+
+def _starcoder2() -> Any:
+    return transformers.Starcoder2ForCausalLM(
+        transformers.Starcoder2Config(**_heads(1), intermediate_size=640, residual_dropout=0.1)
+    )
+
+
+def _gemma2() -> Any:
+    heads = {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 48}
+    return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**_COMMON, **heads, intermediate_size=480))
+
+
+def _distilbert() -> Any:
+    sizes = {"vocab_size": 2 * WORDS, "dim": 160, "n_layers": 4, "n_heads": 5, "hidden_dim": 640}
+    return transformers.DistilBertModel(transformers.DistilBertConfig(**sizes))
+
+
 RANDOM: Mapping[str, tuple[Callable[[], Any], Task]] = {
     "llama": (_llama, "causal-lm"),
     "qwen3": (_qwen3, "causal-lm"),
@@ -76,19 +115,33 @@ RANDOM: Mapping[str, tuple[Callable[[], Any], Task]] = {
     "gpt2": (_gpt2, "causal-lm"),
     "roberta": (_roberta, "sequence-classification"),
 }
+HELD_OUT: Mapping[str, tuple[Callable[[], Any], Task]] = {
+    "phi3": (_phi3, "causal-lm"),
+    "gpt_neox": (_gpt_neox, "causal-lm"),
+    "opt": (_opt, "causal-lm"),
+    "phi": (_phi, "causal-lm"),
+    "starcoder2": (_starcoder2, "causal-lm"),
+    "gemma2": (_gemma2, "causal-lm"),
+    "distilbert": (_distilbert, "sequence-classification"),
+}
+"""Families whose account was first written from their code alone, before any of their steps was measured."""
 
 
-def models(folder: Path, seed: int) -> list[Model]:
-    """Every model of the grid; those that are not pretrained are written to `folder`, with weights drawn by `seed`."""
-    pretrained = [Model(name, DATA / name, "causal-lm") for name in ("TinyStories-656K", "stories260k")]
-    found = [Model("MiniLM", Path(demo_model()), "sequence-classification")]
-    found += [model for model in pretrained if model.folder.is_dir()]
-    return found + [write_random(folder / name, name, seed) for name in RANDOM]
+def models(folder: Path, seed: int, wanted: Sequence[str] = ()) -> Iterator[Model]:
+    """Every model of the grid, or those `wanted`; random ones are written to `folder`, with weights drawn by `seed`."""
+    real = [Model("MiniLM", Path(demo_model()), "sequence-classification")]
+    real += [Model(name, DATA / name, "causal-lm") for name in ("TinyStories-656K", "stories260k")]
+    for model in real:
+        if model.folder.is_dir() and (not wanted or model.name in wanted):
+            yield model
+    for name in (*RANDOM, *HELD_OUT):
+        if not wanted or name in wanted:
+            yield write_random(folder / name, name, seed)
 
 
 def write_random(folder: Path, name: str, seed: int) -> Model:
     """One random model with a tokenizer of numbered words."""
-    make, task = RANDOM[name]
+    make, task = {**RANDOM, **HELD_OUT}[name]
     torch.manual_seed(seed)
     transformers.logging.disable_progress_bar()
     make().save_pretrained(folder)
@@ -97,4 +150,4 @@ def write_random(folder: Path, name: str, seed: int) -> Model:
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w3", pad_token="w0").save_pretrained(
         folder
     )
-    return Model(name, folder, task)
+    return Model(name, folder, task, held_out=name in HELD_OUT)

@@ -50,7 +50,7 @@ class Case:
 class Outcome:
     """What a step was predicted to hold, and what it held."""
 
-    model: str
+    model: Model
     case: Case
     predicted: MemoryBreakdown
     true_bytes: int
@@ -61,9 +61,16 @@ class Outcome:
         return self.predicted.total_bytes / self.true_bytes - 1
 
 
+def labels_of(model: Model) -> tuple[str, ...]:
+    """The labels that a model is trained for, if any."""
+    return LABELS if model.task == "sequence-classification" else ()
+
+
 def load(model: Model, bits: Bits, seed: int) -> tuple[Base, ModelShape]:
     """The base at `bits`, and its shape."""
-    labels = LABELS if model.task == "sequence-classification" else ()
+    gc.collect()
+    gc.freeze()  # what is there already is no tensor of a step, and need not be searched for one each time
+    labels = labels_of(model)
     base = load_base(model.folder, model.task, labels, bits=bits, device="cpu", seed=seed, meter=FreeMeter())
     return base, read_shape(model.folder, model.task, labels)
 
@@ -85,7 +92,7 @@ def config_of(model: Model, case: Case, ranks: Mapping[str, int]) -> StepConfig:
         sequence_length=case.sequence_length,
         gradient_checkpointing=case.checkpointing,
         task=model.task,
-        num_labels=len(LABELS) if model.task == "sequence-classification" else 0,
+        num_labels=len(labels_of(model)),
         padded=case.padded,
         ranks=ranks,
         global_rank=case.global_rank,
@@ -152,4 +159,4 @@ def outcome(model: Model, base: Base, shape: ModelShape, case: Case, seed: int) 
     """Predict one step, take it, and compare."""
     ranks = ranks_of(shape, case, seed)
     predicted = predict_memory(shape, config_of(model, case, ranks), COUNTED)
-    return Outcome(model.name, case, predicted, true_peak(model, base, shape, case, ranks))
+    return Outcome(model, case, predicted, true_peak(model, base, shape, case, ranks))

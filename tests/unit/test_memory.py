@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from planning_fleet import minilm, tiny_model
 
-from fedpipe_profiles.costs.layer import Adapted, Flow, linear, norm
 from fedpipe_profiles.costs.memory import (
     DEFAULT_COEFFICIENTS,
     MemoryCoefficients,
@@ -17,6 +16,7 @@ from fedpipe_profiles.costs.memory import (
     predict_memory,
     step_memory,
 )
+from fedpipe_profiles.costs.operations import Adapted, Flow, linear, norm
 from fedpipe_profiles.costs.step import AdapterSize, StepConfig, StepSetting, adapter_size, compute_dtype
 from fedpipe_profiles.costs.walk import Arena, Buffer, Edge, Value
 from fedpipe_profiles.device import MIB, Bits

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fedpipe_profiles.costs.activations import Moment, PartCost, end_cost, layer_cost, moments
+from fedpipe_profiles.costs.attention import LayerWeights
 from fedpipe_profiles.costs.ends import End, Ending
-from fedpipe_profiles.costs.layer import Adapted, Flow, Kernel, LayerWeights
+from fedpipe_profiles.costs.operations import Adapted, Flow, Kernel
 from fedpipe_profiles.costs.roles import Role, sort_weights
 from fedpipe_profiles.costs.step import StepSetting, compute_bytes
 from fedpipe_profiles.model import ModelShape, WeightShape
 
 _NORM_AFTER = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert"})
 """Encoders that normalise a part's output together with what went around it."""
+
+_JOINING = frozenset({"gpt_neox", "phi", "phi3"})
+"""Families that put rotated and plain entries of a head together by a concatenation, even where all are rotated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,7 @@ def parts_of(shape: ModelShape, setting: StepSetting, kernel: Kernel | None = No
         kernel=kernel or kernel_of(shape, setting),
         padded=setting.padded,
         norm_after=shape.model_type in _NORM_AFTER,
+        joins_heads=shape.model_type in _JOINING,
     )
     return Parts(flow, layers, kinds, outside, _end(flow, setting), shape)
 
@@ -146,8 +151,19 @@ def _sorted(
     return tuple(tuple(layer.items()) for layer in layers), tuple(of), tuple(outside)
 
 
+def kept_bytes(costs: tuple[Sequence[PartCost], PartCost], flow: Flow) -> float:
+    """What autograd keeps of the whole forward pass, when it is over and the way back has not begun."""
+    layers, end = costs
+    return sum(sum(part.saved) for part in (*layers, end)) + _angles(flow)
+
+
+def _angles(flow: Flow) -> float:
+    """Cosines and sines of positions: one table for all layers."""
+    return 2 * flow.length * flow.block.rotary_size * flow.width
+
+
 def all_moments(costs: tuple[Sequence[PartCost], PartCost], parts: Parts) -> list[Moment]:
-    """Every moment of the step: its mask lives all the way."""
+    """Every moment of the step: its mask and its positions live all the way."""
     mask = parts.flow.tokens * parts.flow.length if parts.flow.padded else 0.0
     layers, end = costs
-    return moments(layers, end, mask)
+    return moments(layers, end, mask + _angles(parts.flow))

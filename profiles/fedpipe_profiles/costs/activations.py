@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from fedpipe_profiles.costs.attention import LayerWeights
 from fedpipe_profiles.costs.ends import Ending, run_end
-from fedpipe_profiles.costs.layer import Flow, LayerWeights, run_layer
+from fedpipe_profiles.costs.layer import run_layer
+from fedpipe_profiles.costs.operations import Flow
 from fedpipe_profiles.costs.walk import CHECKPOINTS, LAYERS, PASSING, TERMS, Arena, Buffer, Edge, Value
 
 Phase = Literal["forward", "loss", "backward", "optimizer"]
@@ -92,12 +94,12 @@ def end_cost(flow: Flow, ending: Ending, *, is_trained: bool) -> PartCost:
     edge, size = y.edge, y.size
     end = x.edge
     del x, y
-    forward = arena.at_peak
+    forward, saved = arena.at_peak, tuple(arena.live)
     arena.restart_peak()
     if edge is not None:
         arena.go_back(edge, size)
     del end
-    return PartCost(forward, _NOTHING, arena.at_peak, sum(b.size for b in arena.gradients))
+    return PartCost(forward, saved, arena.at_peak, sum(b.size for b in arena.gradients))
 
 
 def moments(layers: Sequence[PartCost], end: PartCost, always: float) -> list[Moment]:

@@ -7,7 +7,7 @@ where something is predicted and takes the loss in fp32.
 from dataclasses import dataclass
 from typing import Literal
 
-from fedpipe_profiles.costs.layer import Adapted, Flow, activated, cast, linear, norm
+from fedpipe_profiles.costs.operations import Adapted, Flow, activated, capped, cast, linear, norm
 from fedpipe_profiles.costs.walk import LOGITS, Arena, Back, Value
 
 End = Literal["tokens", "first-token", "score"]
@@ -57,6 +57,8 @@ def _token_losses(arena: Arena, flow: Flow, ending: Ending, x: Value) -> Value:
     entries = ending.predicted * ending.vocabulary
     logits = _marked(arena, arena.apply(entries * flow.width, kept, way_back=Back(view=True)))
     del kept
+    if flow.block.logit_cap:
+        logits = _marked(arena, capped(arena, logits, LOGITS))
     wanted = _marked(arena, arena.apply(entries * flow.width, logits))
     wide = cast(arena, wanted, entries * 4)
     del wanted

@@ -9,17 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedpipe_profiles.costs.fit import Line, LinePrior, Point, fit_line
+from fedpipe_profiles.costs.memory_generic import rank_bytes
+from fedpipe_profiles.costs.memory_rows import MemoryRow, memory_rows
 from fedpipe_profiles.costs.memory_terms import (
     SIDE_BYTES,
     TRAINABLE_BYTES,
     MemoryBreakdown,
     MemoryCoefficients,
-    MemoryRow,
     base_bytes,
     is_counted,
-    memory_rows,
     predict_memory,
-    rank_bytes,
     step_memory,
 )
 from fedpipe_profiles.costs.step import AdapterSize, DeviceKind, StepSetting, Task, device_kind

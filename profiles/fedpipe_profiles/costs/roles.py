@@ -31,6 +31,7 @@ _ENDINGS: Mapping[str, Role] = {
     "attention.dense": "out",
     "self_attn.out_proj": "out",
     "out_lin": "out",
+    "self_attn.dense": "out",
     "gate_proj": "gate",
     "gate_up_proj": "gate_up",
     "up_proj": "up",

@@ -8,7 +8,7 @@ until the same other setting was better for some rounds in a row.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fedpipe_coordinator.runs.backoff import Backoff, eased
+from fedpipe_coordinator.runs.backoff import Backoff, as_large, eased
 from fedpipe_coordinator.runs.pace import at_present_pace
 from fedpipe_coordinator.runs.run_state import Member
 from fedpipe_coordinator.runs.steadying import HOLD, Steady, settle
@@ -62,7 +62,8 @@ def replan(
         job, {name: device.problem for name, device in devices.items()}, round_=round_, deadline_s=deadline_s, draw=draw
     )
     plans, recalled = dict(made.plans), {name: device.recalled for name, device in devices.items()}
-    for name, plan in made.plans.items():
+    for name, planned in made.plans.items():
+        plan = _smaller(job, devices[name], planned, draw)
         plans[name], steady = _kept(job, devices[name], plan, draw)
         recalled[name] = replace(recalled[name], steady=steady)
     return replace(made, plans=plans), recalled
@@ -114,6 +115,24 @@ def _cap_change(was: int | None, now: int | None, *, ran_out: bool) -> tuple[str
     return (f"a predicted peak may have {(now or 0) / MIB:.0f} MiB, {(was or 0) / MIB:.0f} before",)
 
 
+def _smaller(job: JobProblem, device: _Device, plan: Plan, draw: Draw) -> Plan:
+    """`plan`, or in the place of one as large as what failed the best with fewer bits or a smaller batch, if any."""
+    backoff, problem = device.recalled.backoff, device.problem
+    if not as_large(backoff, plan):
+        return plan
+    bits = tuple(each for each in problem.profile.supported_bits if each < plan.bits)
+    sizes = tuple(each for each in job.batch_sizes if each < plan.batch_size)
+    tries = []
+    if bits:
+        fewer = problem.profile.model_copy(update={"supported_bits": bits})
+        tries.append((job, replace(problem, profile=fewer)))
+    if sizes:
+        tries.append((replace(job, batch_sizes=sizes), problem))
+    made = [plan_device(j, p, round_=plan.round, deadline_s=plan.deadline_s, draw=draw) for j, p in tries]
+    found = [each for each in made if not isinstance(each, NoPlan)]
+    return max(found, key=lambda each: _worth(job, each), default=plan)
+
+
 # --- keeping a setting ------------------------------------------------------------------------------------------
 
 
@@ -124,7 +143,7 @@ def _kept(job: JobProblem, device: _Device, plan: Plan, draw: Draw) -> tuple[Pla
     if had is None or wish == (had.bits, had.batch_size):
         return plan, calm
     stay = _as_before(job, device.problem, had, plan, draw)
-    if stay is None:
+    if stay is None or as_large(device.recalled.backoff, stay):
         return plan, calm
     ours, other = _worth(job, stay), _worth(job, plan)
     if ours < other * (1 - WORSE):

@@ -14,7 +14,7 @@ from fedpipe_coordinator.runs.run_state import Member
 from fedpipe_coordinator.runs.steadying import HOLD, Steady, settle
 from fedpipe_profiles.costs.timing import device_rates
 from fedpipe_profiles.device import MIB, Bits, DeviceProfile
-from fedpipe_profiles.plan import NoPlan, Plan
+from fedpipe_profiles.plan import NoPlan, Plan, TransferMeasurement
 from fedpipe_profiles.planning.options import FIDELITY
 from fedpipe_profiles.planning.planner import Draw, RoundPlan, plan_device, plan_round
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
@@ -24,6 +24,7 @@ WORSE = 0.1
 BETTER = 0.005
 """One that is better by less than this is no reason to change, however long it stays so."""
 _NOTEWORTHY_PACE = 1e-9
+_FASTER_LINE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def _device(job: JobProblem, member: Member, profile: DeviceProfile) -> _Device:
     problem = DeviceProblem(
         profile=usable,
         measurements=measurements,
-        transfers=member.transfers,
+        transfers=_on_this_line(settled.profile, member.transfers),
         train_examples=member.survey.train_examples if member.survey else 0,
         held_out_examples=member.survey.held_out_examples if member.survey else 0,
         mean_tokens=member.survey.mean_tokens if member.survey else 0.0,
@@ -90,6 +91,17 @@ def _device(job: JobProblem, member: Member, profile: DeviceProfile) -> _Device:
     )
     recalled = Recalled(settled.steady, backoff, cap, tuple(because))
     return _Device(problem, recalled, None if member.backoff.fresh else member.plan)
+
+
+def _on_this_line(
+    profile: DeviceProfile, transfers: tuple[TransferMeasurement, ...]
+) -> tuple[TransferMeasurement, ...]:
+    """Those that were not much faster than the line is said to be now: the others are of a line that was faster."""
+    link = profile.link
+    if link is None:
+        return transfers
+    up, down = _FASTER_LINE * link.uplink_bps / 8, _FASTER_LINE * link.downlink_bps / 8
+    return tuple(t for t in transfers if t.up_bytes <= up * t.up_s and t.down_bytes <= down * t.down_s)
 
 
 def _loaded_bits(member: Member) -> Bits | None:

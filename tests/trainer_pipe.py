@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedpipe_agent.trainer_process import trainer_environment
 from fedpipe_agent.trainer_protocol import REPLIES, OpenRequest, ProgressReply, Reply
 from fedpipe_data.source import DatasetSource
 from fedpipe_profiles.device import MIB
@@ -20,14 +21,14 @@ LIMIT = 3000 * MIB
 class Trainer:
     """The process, its requests and its replies."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, limit: int) -> None:
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "fedpipe_agent.train"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", **os.environ},
+                env=trainer_environment(1, limit, os.environ),
             )
 
     def send(self, request: Any) -> None:
@@ -53,8 +54,9 @@ class Trainer:
 
 
 @contextmanager
-def trainer(log: Path) -> Iterator[Trainer]:
-    started = Trainer(log)
+def trainer(log: Path, limit: int = LIMIT) -> Iterator[Trainer]:
+    """A trainer in the environment that its daemon would give it for `limit` bytes."""
+    started = Trainer(log, limit)
     try:
         yield started
     finally:

@@ -149,8 +149,14 @@ def test_the_memory_limit_is_an_error_and_not_the_end(tmp_path: Path) -> None:
         assert "limit of 1 MiB" in refused.message
         process.send(make_open(model, data, "causal-lm"))
         context = process.expect(Opened).context_bytes
+        process.send(make_open(model, data, "causal-lm"))
+        assert "a process for another" in process.expect(ErrorReply).message
+        process.send(request(8, "small"))
+        process.expect(EvaluatedReply)
+        assert process.expect(TrainedReply).actions == ()
 
-        limit = context + 120 * MIB
+    limit = context + 120 * MIB
+    with trainer(tmp_path / "log-2", limit) as process:
         process.send(make_open(model, data, "causal-lm", memory_limit_bytes=limit))
         process.expect(Opened)
         process.send(request(8192, "halved"))
@@ -161,8 +167,7 @@ def test_the_memory_limit_is_an_error_and_not_the_end(tmp_path: Path) -> None:
         assert halved.measurement.batch_size < 8192
         assert halved.measurement.peak_bytes <= 140 * MIB
 
-        process.send(make_open(large, data, "causal-lm"))
-        context = process.expect(Opened).context_bytes
+    with trainer(tmp_path / "log-3", context + 24 * MIB) as process:
         process.send(make_open(large, data, "causal-lm", memory_limit_bytes=context + 24 * MIB))
         process.expect(Opened)
         process.send(request(8, "none"))
@@ -171,11 +176,7 @@ def test_the_memory_limit_is_an_error_and_not_the_end(tmp_path: Path) -> None:
         assert isinstance(failed, ErrorReply), failed
         assert failed.kind == "out-of-memory"
         assert not (tmp_path / "none").exists()
-
-        process.send(make_open(model, data, "causal-lm"))
-        process.expect(Opened)
-        process.send(request(8, "small"))
-        process.expect(EvaluatedReply)
-        assert process.expect(TrainedReply).actions == ()
-    log = (tmp_path / "log").read_text()
+        process.send(SurveyRequest())
+        process.expect(Surveyed)
+    log = "".join(path.read_text() for path in tmp_path.glob("log*"))
     assert json.dumps("w1 w1")[1:-1] not in log  # no example in the log

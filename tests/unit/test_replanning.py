@@ -4,6 +4,7 @@ import pytest
 from planning_fleet import first_components, minilm_device, minilm_job
 from replanned_fleet import CONTEXT, Trial, Truth, flips, noisy
 
+from fedpipe_coordinator.runs.backoff import Backoff, ran_out
 from fedpipe_coordinator.runs.run_state import RunState
 from fedpipe_coordinator.runs.steadying import HOLD
 from fedpipe_profiles.device import MIB
@@ -135,6 +136,25 @@ def test_fewer_bits_that_worked_are_planned_next() -> None:
     assert note.data["from"]["bits"] == first.bits
     assert note.data["to"]["bits"] == second.bits
     assert trial.drive.member("a").replanned in note.text
+
+
+@pytest.mark.parametrize("free_mib", [700, 800, 1000])
+def test_a_setting_that_failed_is_not_tried_again_at_once_at_fewer_ranks(free_mib: int) -> None:
+    trial = Trial([Truth(free_mib=lambda _: free_mib)], deadline_s=20.0).rounds(2)
+    first, second = trial.history["a"]
+    assert isinstance(first, Plan)
+    assert isinstance(second, Plan)
+    assert (first.bits, first.batch_size) == (second.bits, second.batch_size)
+    state, member = trial.drive.state, trial.drive.member("a")
+    # what fitted in its stead took almost as much: the cap leaves room for the same with fewer ranks
+    failed, _ = ran_out(Backoff(), None, second, None)
+    told = {"backoff": failed, "memory_cap_bytes": second.predicted.peak_bytes * 99 // 100}
+    trial.drive.state = state.model_copy(update={"members": {**state.members, "a": member.model_copy(update=told)}})
+    trial.plan()
+    third = trial.history["a"][-1]
+    assert isinstance(third, Plan)
+    smaller = third.bits < second.bits or third.batch_size < second.batch_size
+    assert smaller or third.gradient_checkpointing > second.gradient_checkpointing
 
 
 def test_the_same_history_gives_the_same_plans_also_across_a_restart() -> None:

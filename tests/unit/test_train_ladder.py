@@ -16,6 +16,7 @@ from fedpipe_agent.train.data import Batch, Encoded
 from fedpipe_agent.train.errors import MemoryExceededError, ModelError
 from fedpipe_agent.train.ladder import down_the_bits, fewer_and_fewer
 from fedpipe_agent.train.loop import Course, Watch, measurement, train
+from fedpipe_agent.train.memory import is_out_of_memory
 from fedpipe_agent.train.step import Losses, StepSettings, losses
 from fedpipe_profiles.device import Bits
 
@@ -62,6 +63,44 @@ def test_only_memory_leads_down_and_the_last_rung_fails() -> None:
     with pytest.raises(MemoryExceededError):
         down_the_bits((8, 4), fail(MemoryExceededError("x")), lambda: None, actions)
     assert len(actions) == 1
+
+
+def test_memory_is_known_as_the_cause_behind_a_library_s_own_error() -> None:
+    def wrapped(cause: Exception) -> RuntimeError:
+        try:
+            try:
+                raise cause
+            finally:
+                raise RuntimeError("some issues during automatic conversion")
+        except RuntimeError as error:
+            return error
+
+    assert is_out_of_memory(wrapped(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
+    assert is_out_of_memory(wrapped(MemoryError()))
+    assert not is_out_of_memory(wrapped(ValueError("no such layer")))
+
+
+def test_memory_that_runs_out_while_adam_makes_its_state_leaves_no_half_of_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load(folder, "sequence-classification", 32)
+    zeros, calls = torch.zeros_like, 0
+
+    def limited(*args: Any, **more: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # the second moments of the second parameter
+            raise MemoryError
+        return zeros(*args, **more)
+
+    settings = StepSettings(64, 0.01, 2, 4, checkpointing=False)
+    plan = make_plan(some_components(base))
+    path = write_adapter(tmp_path / "adapter", adapter_tensors(base))
+    with attached(base, read_plan(base, path, plan), scale=SCALE) as on_base:
+        monkeypatch.setattr(torch, "zeros_like", limited)
+        trained = train(base, on_base, GROUPS, settings=settings, seed=3, watch=Watch(lambda: 0.0, 1e9, FreeMeter()))
+    assert trained.steps == 6
+    assert ["now 2 at a time" in said for said in settings.actions] == [True]
 
 
 @pytest.fixture(scope="module")

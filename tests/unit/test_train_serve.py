@@ -128,8 +128,13 @@ def test_a_request_before_open_is_refused() -> None:
 
 def test_a_failed_open_leaves_nothing_open() -> None:
     work = Fake([None])
-    said = run([line(OPEN), line(OPEN), SURVEY], work, ModelError("gone"))
-    assert [type(reply) for reply in said] == [Opened, ErrorReply, ErrorReply]
+    said = run([line(OPEN), SURVEY, line(OPEN)], ModelError("gone"), work)
+    assert [type(reply) for reply in said] == [ErrorReply, ErrorReply, Opened]
+
+
+def test_a_second_run_in_the_same_process_is_refused() -> None:
+    said = run([line(OPEN), line(OPEN)], Fake([None]), Fake([None]))
+    assert [type(reply) for reply in said] == [Opened, ErrorReply]
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"op":"dance"}', b'{"op":"score"}', b"\xff\xfe"])

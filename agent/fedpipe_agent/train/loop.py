@@ -133,6 +133,7 @@ def train(
     course = groups if isinstance(groups, Course) else Course(iter(groups))
     torch.manual_seed(seed + course.steps)
     stepper = Stepper(base, on_base, settings, watch.meter, course.kept)
+    course.kept = None  # it is in the stepper now, and memory is short
     taken = _Taken()
     ended = None
     while (group := course.next()) is not None:

@@ -56,7 +56,21 @@ def status_bytes(field: str) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of torch, Python or the system says that memory ran out."""
+    """Whether an exception of torch, Python or the system says that memory ran out, or one that it came of.
+
+    While a base is converted, transformers puts an error of its own in the place of the one that tells.
+    """
+    seen: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and not any(at is each for each in seen):
+        if _says_out_of_memory(at):
+            return True
+        seen.append(at)
+        at = at.__cause__ or at.__context__
+    return False
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
     # a SystemError is what CPython makes of an extension's allocation that failed unnoticed
     if isinstance(error, MemoryError | torch.OutOfMemoryError | SystemError):
         return True

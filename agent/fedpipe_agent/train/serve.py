@@ -106,9 +106,9 @@ def serve(lines: Iterable[bytes], say: Say, open_: Callable[[OpenRequest, Say], 
             continue
         try:
             if isinstance(request, OpenRequest):
+                _check_vacant(work)
                 # where the owner keeps a model is his own business; what the job says, its owner knows
                 private = request.model if request.model != request.terms.model else ""
-                work = None  # a run that was open before must be gone before the next is measured
                 work = open_(request, say)
             else:
                 _answer(work, request)
@@ -119,6 +119,13 @@ def serve(lines: Iterable[bytes], say: Say, open_: Callable[[OpenRequest, Say], 
             if work is not None:
                 work.after_error(error)
             say(reply)
+
+
+def _check_vacant(work: Work | None) -> None:
+    if work is not None:
+        raise TrainerError(
+            "a run is open in this process, and what its memory held would count as free: start a process for another"
+        )
 
 
 def _answer(work: Work | None, request: Request) -> None:

@@ -134,7 +134,9 @@ class Stepper:
         """What was made so far; on a CPU nothing is copied, for there may be no memory for it."""
         state = self._optimizer.state_dict()
         state["state"] = {
-            key: {name: value.cpu() for name, value in of_one.items()} for key, of_one in state["state"].items()
+            key: {name: value.cpu() for name, value in of_one.items()}
+            for key, of_one in state["state"].items()
+            if of_one
         }
         return Kept(tuple(p.detach().cpu() for p in self._parameters), state, self._steps)
 
@@ -161,6 +163,7 @@ class Stepper:
                 said = str(error).strip().splitlines()[:1]
             # outside of the handler, so that the failed graph is free before anything else is tried
             self._optimizer.zero_grad(set_to_none=True)
+            self._drop_half_made()
             self._meter.release()
             self._shrink(len(examples), said[0] if said else "MemoryError")
             self._meter.reset()  # the peak that is reported is of what worked
@@ -189,6 +192,12 @@ class Stepper:
         self._optimizer.step()
         self._steps += 1
         return total / units
+
+    def _drop_half_made(self) -> None:
+        """Forget Adam's state where memory ran out while it was made: he takes any state at all for a whole one."""
+        for state in self._optimizer.state.values():
+            if "exp_avg_sq" not in state:
+                state.clear()
 
     def _check_finite(self, value: float, what: str) -> None:
         if not math.isfinite(value):

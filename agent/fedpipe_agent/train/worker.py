@@ -4,29 +4,24 @@ Owns the order of things within a request and within its budget. Reading request
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, cast
 
 import torch
 
-from fedpipe_agent.train.adapters import Attached, attached, read_plan, write_update
+from fedpipe_agent.train.adapters import attached, read_plan
 from fedpipe_agent.train.base import Base, load_base, load_tokenizer, locate, quiet_libraries
-from fedpipe_agent.train.data import Encoded, Encoder, batches, mean_padded_tokens, sample
-from fedpipe_agent.train.errors import MemoryExceededError, ModelError, OutOfTimeError, TrainerError
-from fedpipe_agent.train.evaluate import evaluate
+from fedpipe_agent.train.data import Encoder, batches, mean_padded_tokens, sample
+from fedpipe_agent.train.errors import MemoryExceededError, OutOfTimeError, TrainerError
 from fedpipe_agent.train.fingerprint import check_fingerprint
 from fedpipe_agent.train.ladder import down_the_bits, fewer_and_fewer
-from fedpipe_agent.train.loop import Course, Watch, measurement, train, warm_up_steps, write_reserve_s
 from fedpipe_agent.train.memory import is_out_of_memory, open_meter
 from fedpipe_agent.train.refresher import Refresher
+from fedpipe_agent.train.round import Bench, Round, say_metrics
 from fedpipe_agent.train.score import Work, bits_in_order, score
 from fedpipe_agent.train.shape import check_length, read_config, read_shape, skeleton
-from fedpipe_agent.train.step import StepSettings
 from fedpipe_agent.trainer_protocol import (
-    EvaluatedReply,
     EvaluateRequest,
     Opened,
     OpenRequest,
@@ -36,31 +31,13 @@ from fedpipe_agent.trainer_protocol import (
     ScoreRequest,
     Surveyed,
     SurveyRequest,
-    TrainedReply,
     TrainRequest,
 )
-from fedpipe_data.examples import ClassificationExample, load_dataset
+from fedpipe_data.examples import load_dataset
 from fedpipe_profiles.device import Bits
-from fedpipe_profiles.plan import Plan
-from fedpipe_wire.message_values import Metrics
-
-EVALUATION_PART = 0.5
-"""Share of the time left after loading that the evaluation may take."""
 
 _SURVEYED_EXAMPLES = 1000
 _PROGRESS_EVERY_S = 0.5
-_MOST_ACTIONS = 60
-"""As many as a report may have."""
-
-
-@dataclass(slots=True)
-class _Round:
-    """One round's training, on whatever bases: what is done on one that was too large goes on on the next."""
-
-    settings: StepSettings
-    stop_at: float
-    course: Course | None = None
-    evaluation_s: float | None = None
 
 
 class Worker:
@@ -100,7 +77,15 @@ class Worker:
         self._tokenizer()
         self.meter = open_meter(request.device, request.memory_limit_bytes)
         self._base: Base | None = None
-        self._refresher = Refresher(request.terms, self._dataset.train, self._clock, self.meter)
+        self._bench = Bench(
+            terms=request.terms,
+            dataset=self._dataset,
+            meter=self.meter,
+            refresher=Refresher(request.terms, self._dataset.train, self._clock, self.meter),
+            clock=self._clock,
+            say=say,
+            progress=self._progress,
+        )
         self._said_at = float("-inf")
         say(Opened(context_bytes=self.meter.context_bytes, versions=_versions()))
 
@@ -149,7 +134,7 @@ class Worker:
         def attempt(bits: Bits) -> None:
             base = self._load(bits, request.labels)
             with attached(base, read_plan(base, request.adapter, request.plan), scale=request.plan.scale):
-                self._evaluate(base, request, stop_at=float("inf"))
+                say_metrics(self._bench, base, request, stop_at=float("inf"))
 
         down_the_bits(self._rungs(request), attempt, self.forget, [])
 
@@ -157,11 +142,11 @@ class Worker:
         """Say the metrics of the adapter, train, write the update, and say what was done."""
         received = self._clock()
         self._relimit(request)
-        attempt = _Round(self._settings(request), received + request.budget_s)
-        tried = attempt.settings.actions
+        round_ = Round(self._bench, request, received + request.budget_s)
+        tried = round_.settings.actions
         try:
             reply = down_the_bits(
-                self._rungs(request), lambda bits: self._train_at(bits, request, attempt), self.forget, tried
+                self._rungs(request), lambda bits: round_.on(self._load(bits, request.labels)), self.forget, tried
             )
         except OutOfTimeError as error:
             if not tried:
@@ -170,86 +155,6 @@ class Worker:
             raise MemoryExceededError(f"{'; '.join(tried)}; {error}", self.meter.peak_bytes()) from None
         self._say(reply.model_copy(update={"compute_s": self._clock() - received}))
 
-    def _train_at(self, bits: Bits, request: TrainRequest, attempt: "_Round") -> TrainedReply:
-        base = self._load(bits, request.labels)
-        loaded, beforehand, evaluated_s = self._clock(), len(attempt.settings.actions), 0.0
-        if attempt.course is None:
-            attempt.course = Course(self._batches(base, request))
-        with attached(base, read_plan(base, request.adapter, request.plan), scale=request.plan.scale) as on_base:
-            if not on_base.trainable:
-                raise ModelError("the plan trains no weight and the model has no head: nothing to do")
-            self.meter.release()
-            self.meter.reset()
-            if attempt.evaluation_s is None:
-                started = self._clock()
-                metrics = self._evaluate(base, request, started + EVALUATION_PART * (attempt.stop_at - started))
-                evaluated_s = self._clock() - started
-                attempt.evaluation_s = evaluated_s / metrics.examples
-            reply = self._train(base, on_base, request, attempt)
-            beside = on_base.factors
-        if not beforehand and not reply.out_of_memory:
-            took_s = self._clock() - loaded
-            usual_s = evaluated_s + reply.steps * reply.measurement.step_s * _micro_batches(request.plan, reply)
-            others = {"other_s": max(0.0, took_s - usual_s)}
-            reply = reply.model_copy(update={"measurement": reply.measurement.model_copy(update=others)})
-        return self._refresher.after(base, beside, request, reply, attempt.stop_at)
-
-    def _train(self, base: Base, on_base: Attached, request: TrainRequest, attempt: "_Round") -> TrainedReply:
-        plan, settings, course = request.plan, attempt.settings, attempt.course
-        assert course is not None
-        assert attempt.evaluation_s is not None
-        before = len(settings.actions)
-        watch = Watch(
-            clock=self._clock,
-            stop_at=attempt.stop_at - write_reserve_s(on_base.trainable_parameters),
-            meter=self.meter,
-            said=lambda done, loss: self._progress("training", done, plan.examples, loss),
-        )
-        trained = train(base, on_base, course, settings=settings, seed=plan.seed, watch=watch)
-        shrunk = bool(settings.actions)
-        if trained.examples < plan.examples:
-            settings.actions.append(f"out of time after {trained.examples} of {plan.examples} examples")
-        figures = measurement(
-            base,
-            on_base,
-            trained,
-            batch_size=plan.batch_size,
-            meter=self.meter,
-            # of steps at other bits, or of a base that is not this one, it would say nothing of these
-            evaluation_example_s=max(1e-9, attempt.evaluation_s) if before == 0 else None,
-        )
-        try:
-            write_update(request.update, on_base)
-        except OSError as error:
-            raise TrainerError(f"the update cannot be written ({error.strerror}): free space on its disk") from error
-        return TrainedReply(
-            examples=trained.examples,
-            steps=trained.steps,
-            train_loss=trained.loss,
-            measurement=figures,
-            compute_s=0.0,
-            actions=tuple(settings.actions[:_MOST_ACTIONS]),
-            out_of_memory=shrunk,
-        )
-
-    def _settings(self, request: TrainRequest) -> StepSettings:
-        plan = request.plan
-        return StepSettings(
-            sequence_length=plan.sequence_length,
-            learning_rate=plan.learning_rate,
-            warm_up_steps=warm_up_steps(-(-plan.examples // plan.batch_size)),
-            micro_batch=plan.batch_size,
-            checkpointing=plan.gradient_checkpointing,
-            label_counts=self._label_counts(request.labels),
-        )
-
-    def _batches(self, base: Base, request: TrainRequest) -> Iterator[list[Encoded]]:
-        plan = request.plan
-        encoder = self._encoder(base, plan.sequence_length)
-        return iter(
-            batches(self._dataset.train, encoder, batch_size=plan.batch_size, wanted=plan.examples, seed=plan.seed)
-        )
-
     def _rungs(self, request: TrainRequest | EvaluateRequest) -> tuple[Bits, ...]:
         """The bits to try: the plan's, and fewer ones where it does not fit."""
         return fewer_and_fewer(request.plan.bits, self._supported)
@@ -257,34 +162,6 @@ class Worker:
     def _relimit(self, request: TrainRequest | EvaluateRequest) -> None:
         if request.memory_limit_bytes is not None:
             self.meter.relimit(request.memory_limit_bytes)
-
-    def _evaluate(self, base: Base, request: TrainRequest | EvaluateRequest, stop_at: float) -> Metrics:
-        plan = request.plan
-        examples = sample(self._dataset.held_out, self._terms.evaluation_examples, self._terms.seed)
-        encoder = self._encoder(base, plan.sequence_length)
-        groups = list(
-            batches(examples, encoder, batch_size=plan.batch_size, wanted=len(examples), seed=self._terms.seed)
-        )
-        metrics = evaluate(
-            base,
-            groups,
-            sequence_length=plan.sequence_length,
-            meter=self.meter,
-            may_go_on=lambda: self._clock() < stop_at,
-            said=lambda done: self._progress("evaluating", done, len(examples)),
-        )
-        self._say(EvaluatedReply(metrics=metrics))
-        return metrics
-
-    def _label_counts(self, labels: Sequence[str]) -> tuple[int, ...]:
-        """Training examples of each label, if the job wants them kept out of the loss; empty otherwise."""
-        if not self._terms.balance_labels:
-            return ()
-        counts = Counter(e.label for e in self._dataset.train if isinstance(e, ClassificationExample))
-        return tuple(counts[label] for label in labels)
-
-    def _encoder(self, base: Base, sequence_length: int) -> Encoder:
-        return Encoder(base.tokenizer, base.labels, sequence_length)
 
     def _load(self, bits: Bits, labels: Sequence[str]) -> Base:
         """The base at `bits`: the one in memory where it fits the request, else a new one in its place."""
@@ -330,11 +207,6 @@ class Worker:
         if now - self._said_at >= _PROGRESS_EVERY_S:
             self._said_at = now
             self._say(ProgressReply.model_validate({"stage": stage, "done": done, "of": of, "loss": loss}))
-
-
-def _micro_batches(plan: Plan, reply: TrainedReply) -> float:
-    """Measured parts of a step per step of the plan: more than one where memory ran out."""
-    return max(1.0, plan.batch_size / reply.measurement.batch_size)
 
 
 def _versions() -> dict[str, str]:

@@ -30,6 +30,9 @@ class Backoff(Value):
 
     failed_bytes: NonNegativeInt = Field(default=0, description="the predicted peak of the plan that failed last")
     most_bits: Bits | None = Field(default=None, description="no more bits than these, until the cap has risen a step")
+    setting: tuple[Bits, int, bool] | None = Field(
+        default=None, description="bits, batch and checkpointing that failed last, until the cap has risen a step"
+    )
     patience: NonNegativeInt = Field(default=0, description="good rounds from one step up to the next")
     calm: NonNegativeInt = Field(default=0, description="good rounds since the last step, or since the cap is gone")
     fresh: bool = Field(default=False, description="the failure was not planned for yet")
@@ -51,7 +54,20 @@ def ran_out(before: Backoff, cap: int | None, plan: Plan, trained: Trained | Non
             most_bits = trained.measurement.bits
     lowered = max(1, lowered if cap is None else min(lowered, cap))
     patience = min(MOST_PATIENCE, 2 * before.patience) if before.patience else FIRST_PATIENCE
-    return Backoff(failed_bytes=failed, most_bits=most_bits, patience=patience, fresh=True), lowered
+    setting = plan.bits, plan.batch_size, plan.gradient_checkpointing
+    after = Backoff(failed_bytes=failed, most_bits=most_bits, setting=setting, patience=patience, fresh=True)
+    return after, lowered
+
+
+def as_large(backoff: Backoff, plan: Plan) -> bool:
+    """Whether a plan needs as much for its base and its examples as the one that failed, whatever its ranks.
+
+    That plan needed more than was predicted, and nothing says that its ranks were why.
+    """
+    if backoff.setting is None:
+        return False
+    bits, batch_size, checkpointing = backoff.setting
+    return plan.bits >= bits and plan.batch_size >= batch_size and plan.gradient_checkpointing <= checkpointing
 
 
 def eased(before: Backoff, cap: int | None, *, good: bool) -> tuple[Backoff, int | None]:

@@ -8,13 +8,13 @@ until the same other setting was better for some rounds in a row.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fedpipe_coordinator.runs.backoff import Backoff, eased
+from fedpipe_coordinator.runs.backoff import Backoff, as_large, eased
 from fedpipe_coordinator.runs.pace import at_present_pace
 from fedpipe_coordinator.runs.run_state import Member
 from fedpipe_coordinator.runs.steadying import HOLD, Steady, settle
 from fedpipe_profiles.costs.timing import device_rates
 from fedpipe_profiles.device import MIB, Bits, DeviceProfile
-from fedpipe_profiles.plan import NoPlan, Plan
+from fedpipe_profiles.plan import NoPlan, Plan, TransferMeasurement
 from fedpipe_profiles.planning.options import FIDELITY
 from fedpipe_profiles.planning.planner import Draw, RoundPlan, plan_device, plan_round
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
@@ -24,6 +24,7 @@ WORSE = 0.1
 BETTER = 0.005
 """One that is better by less than this is no reason to change, however long it stays so."""
 _NOTEWORTHY_PACE = 1e-9
+_FASTER_LINE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ def replan(
         job, {name: device.problem for name, device in devices.items()}, round_=round_, deadline_s=deadline_s, draw=draw
     )
     plans, recalled = dict(made.plans), {name: device.recalled for name, device in devices.items()}
-    for name, plan in made.plans.items():
+    for name, planned in made.plans.items():
+        plan = _smaller(job, devices[name], planned, draw)
         plans[name], steady = _kept(job, devices[name], plan, draw)
         recalled[name] = replace(recalled[name], steady=steady)
     return replace(made, plans=plans), recalled
@@ -80,7 +82,7 @@ def _device(job: JobProblem, member: Member, profile: DeviceProfile) -> _Device:
     problem = DeviceProblem(
         profile=usable,
         measurements=measurements,
-        transfers=member.transfers,
+        transfers=_on_this_line(settled.profile, member.transfers),
         train_examples=member.survey.train_examples if member.survey else 0,
         held_out_examples=member.survey.held_out_examples if member.survey else 0,
         mean_tokens=member.survey.mean_tokens if member.survey else 0.0,
@@ -89,6 +91,17 @@ def _device(job: JobProblem, member: Member, profile: DeviceProfile) -> _Device:
     )
     recalled = Recalled(settled.steady, backoff, cap, tuple(because))
     return _Device(problem, recalled, None if member.backoff.fresh else member.plan)
+
+
+def _on_this_line(
+    profile: DeviceProfile, transfers: tuple[TransferMeasurement, ...]
+) -> tuple[TransferMeasurement, ...]:
+    """Those that were not much faster than the line is said to be now: the others are of a line that was faster."""
+    link = profile.link
+    if link is None:
+        return transfers
+    up, down = _FASTER_LINE * link.uplink_bps / 8, _FASTER_LINE * link.downlink_bps / 8
+    return tuple(t for t in transfers if t.up_bytes <= up * t.up_s and t.down_bytes <= down * t.down_s)
 
 
 def _loaded_bits(member: Member) -> Bits | None:
@@ -114,6 +127,24 @@ def _cap_change(was: int | None, now: int | None, *, ran_out: bool) -> tuple[str
     return (f"a predicted peak may have {(now or 0) / MIB:.0f} MiB, {(was or 0) / MIB:.0f} before",)
 
 
+def _smaller(job: JobProblem, device: _Device, plan: Plan, draw: Draw) -> Plan:
+    """`plan`, or in the place of one as large as what failed the best with fewer bits or a smaller batch, if any."""
+    backoff, problem = device.recalled.backoff, device.problem
+    if not as_large(backoff, plan):
+        return plan
+    bits = tuple(each for each in problem.profile.supported_bits if each < plan.bits)
+    sizes = tuple(each for each in job.batch_sizes if each < plan.batch_size)
+    tries = []
+    if bits:
+        fewer = problem.profile.model_copy(update={"supported_bits": bits})
+        tries.append((job, replace(problem, profile=fewer)))
+    if sizes:
+        tries.append((replace(job, batch_sizes=sizes), problem))
+    made = [plan_device(j, p, round_=plan.round, deadline_s=plan.deadline_s, draw=draw) for j, p in tries]
+    found = [each for each in made if not isinstance(each, NoPlan)]
+    return max(found, key=lambda each: _worth(job, each), default=plan)
+
+
 # --- keeping a setting ------------------------------------------------------------------------------------------
 
 
@@ -124,7 +155,7 @@ def _kept(job: JobProblem, device: _Device, plan: Plan, draw: Draw) -> tuple[Pla
     if had is None or wish == (had.bits, had.batch_size):
         return plan, calm
     stay = _as_before(job, device.problem, had, plan, draw)
-    if stay is None:
+    if stay is None or as_large(device.recalled.backoff, stay):
         return plan, calm
     ours, other = _worth(job, stay), _worth(job, plan)
     if ours < other * (1 - WORSE):

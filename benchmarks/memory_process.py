@@ -31,7 +31,8 @@ BITS: tuple[Bits, ...] = (32, 16, 8, 4)
 LIMIT_BYTES = 1 << 45
 STEPS = 2
 _SCORED = ((2, 64), (4, 128))
-_JUDGED = ((8, 128, False, "half"), (16, 128, False, "all"), (16, 128, True, "mixed"))
+_JUDGED = ((16, 128, True, "mixed"), (8, 128, False, "half"), (16, 128, False, "all"))
+"""In the order of what they hold: a process that held more before keeps some of it, which no step needs."""
 _TIMEOUT_S = 600
 
 

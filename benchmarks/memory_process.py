@@ -30,8 +30,9 @@ MODELS = ("MiniLM", "TinyStories-656K", "gpt2")
 BITS: tuple[Bits, ...] = (32, 16, 8, 4)
 LIMIT_BYTES = 1 << 45
 STEPS = 2
-_SCORED = ((2, 64), (4, 128))
-_JUDGED = ((16, 128, True, "mixed"), (8, 128, False, "half"), (16, 128, False, "all"))
+_SCORED = ((2, 64, False), (8, 128, False), (8, 128, True))
+"""As scoring does: the smallest batch, a larger one, and that one with checkpointing."""
+_JUDGED = ((16, 128, True, "mixed"), (12, 128, False, "half"), (16, 128, False, "all"))
 """In the order of what they hold: a process that held more before keeps some of it, which no step needs."""
 _TIMEOUT_S = 600
 
@@ -84,8 +85,8 @@ def _child(name: str, bits: Bits, seed: int) -> list[tuple[float, float]]:
         base = load_base(model.folder, model.task, labels_of(model), bits=bits, device="cpu", seed=seed, meter=meter)
         shape = read_shape(model.folder, model.task, labels_of(model))
         scored = []
-        for size, length in _SCORED:
-            case = Case(bits, size, length, checkpointing=False, ranks="half", global_rank=8, padded=True)
+        for size, length, checkpointing in _SCORED:
+            case = Case(bits, size, length, checkpointing, ranks="half", global_rank=8, padded=True)
             scored.append(_measured(model, base, shape, case, meter, seed))
         labels = len(labels_of(model))
         fitted = fit_memory(shape, scored, kind="cpu", task=model.task, num_labels=labels).coefficients(bits)

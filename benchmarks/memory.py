@@ -1,9 +1,10 @@
 """How far the predicted peak of a training step is from what the allocator really held, over a grid of cases.
 
-    python -m benchmarks.memory [--seed N] [--json FILE] [--models NAME ...] [--no-processes] [--no-meta]
+    python -m benchmarks.memory [--seed N] [--json FILE] [--models NAME ...] [--device DEVICE]
+        [--no-processes] [--no-meta]
 
-Every case is a step of the trainer's own code on a processor, under torch's memory profiler: models x bits x batch and
-sequence x checkpointing x ranks x with and without padding. No coefficient is fitted: the count alone is compared.
+Every case is a step of the trainer's own code, on a processor under torch's memory profiler, on a GPU by its allocator:
+models x bits x batch and sequence x checkpointing x ranks x with and without padding. No coefficient is fitted: the count alone is compared.
 `mean_abs_error`, `worst_under` and `worst_over` are shares of the true peak; `too_low_with_margin` counts the
 cases in which the true peak is above the prediction with the planner's safety margin. `held_out` has the same figures
 for the families whose account was written before any of their steps was measured. `saved_errors` compares the bytes
@@ -21,12 +22,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.memory_meta import MODELS, saved_by_step
 from benchmarks.memory_models import Model, models
 from benchmarks.memory_process import lines, residents
 from benchmarks.memory_steps import Case, Outcome, load, outcome
 from fedpipe_agent.train.base import quiet_libraries
 from fedpipe_profiles.costs.memory import SAFETY_MARGIN
+from fedpipe_profiles.costs.step import DeviceKind
 from fedpipe_profiles.device import Bits
 
 BITS: tuple[Bits, ...] = (32, 16, 8, 4)
@@ -45,14 +49,14 @@ def cases(model: Model, bits: Bits) -> Iterator[Case]:
         yield Case(bits, size, length, checkpointing, next(chosen), GLOBAL_RANK, padded)
 
 
-def run(seed: int, wanted: Sequence[str]) -> list[Outcome]:
+def run(seed: int, wanted: Sequence[str], device: DeviceKind = "cpu") -> list[Outcome]:
     """Every case."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for model in models(Path(folder), seed, wanted):
             own = []
             for bits in BITS:
-                base, shape = load(model, bits, seed)
+                base, shape = load(model, bits, seed, device)
                 own += [outcome(model, base, shape, case, seed + n) for n, case in enumerate(cases(model, bits))]
             sys.stderr.write("\n".join([*table(own), ""]))
             found += own
@@ -73,9 +77,9 @@ def errors_of(found: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def summary(found: Sequence[Outcome]) -> dict[str, Any]:
+def summary(found: Sequence[Outcome], kind: DeviceKind = "cpu") -> dict[str, Any]:
     """The figures over all cases, and over those of families that are held out."""
-    device = platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if kind == "cuda" else platform.processor() or platform.machine()
     return {"device": device, **errors_of(found), "held_out": errors_of([o for o in found if o.model.held_out])}
 
 
@@ -111,11 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--no-processes", action="store_true", help="leave out the resident sets of whole processes")
     parser.add_argument("--no-meta", action="store_true", help="leave out what large models save on the meta device")
     options = parser.parse_args(arguments)
     quiet_libraries()
-    figures = summary(found := run(options.seed, options.models))
+    figures = summary(found := run(options.seed, options.models, options.device), options.device)
     if not options.no_meta:
         saved = [saved_by_step(name) for name in MODELS]
         figures["saved_errors"] = {one.model: one.error for one in saved}

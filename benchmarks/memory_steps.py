@@ -16,7 +16,7 @@ from fedpipe_agent.train.memory import HostMeter
 from fedpipe_agent.train.shape import read_shape
 from fedpipe_agent.train.step import Stepper, StepSettings
 from fedpipe_profiles.costs.memory import MemoryBreakdown, MemoryCoefficients, predict_memory
-from fedpipe_profiles.costs.step import StepConfig
+from fedpipe_profiles.costs.step import DeviceKind, StepConfig
 from fedpipe_profiles.device import Bits
 from fedpipe_profiles.model import ModelShape
 
@@ -66,12 +66,12 @@ def labels_of(model: Model) -> tuple[str, ...]:
     return LABELS if model.task == "sequence-classification" else ()
 
 
-def load(model: Model, bits: Bits, seed: int) -> tuple[Base, ModelShape]:
-    """The base at `bits`, and its shape."""
+def load(model: Model, bits: Bits, seed: int, device: DeviceKind = "cpu") -> tuple[Base, ModelShape]:
+    """The base at `bits` on a device, and its shape."""
     gc.collect()
     gc.freeze()  # what is there already is no tensor of a step, and need not be searched for one each time
     labels = labels_of(model)
-    base = load_base(model.folder, model.task, labels, bits=bits, device="cpu", seed=seed, meter=FreeMeter())
+    base = load_base(model.folder, model.task, labels, bits=bits, device=device, seed=seed, meter=FreeMeter())
     return base, read_shape(model.folder, model.task, labels)
 
 
@@ -84,9 +84,10 @@ def ranks_of(shape: ModelShape, case: Case, seed: int) -> dict[str, int]:
     return ranks if any(ranks.values()) else ranks | {shape.weights[0].name: whole}
 
 
-def config_of(model: Model, case: Case, ranks: Mapping[str, int]) -> StepConfig:
+def config_of(model: Model, case: Case, ranks: Mapping[str, int], kind: DeviceKind = "cpu") -> StepConfig:
     """The step as the memory model knows it."""
     return StepConfig(
+        kind=kind,
         bits=case.bits,
         batch_size=case.batch_size,
         sequence_length=case.sequence_length,
@@ -125,7 +126,10 @@ def batch(task: str, case: Case) -> list[Encoded]:
 
 
 def true_peak(model: Model, base: Base, shape: ModelShape, case: Case, ranks: Mapping[str, int]) -> int:
-    """Bytes at the peak of the second step, when the optimizer's moments are there."""
+    """Bytes at the peak of the second step, when the optimizer's moments are there.
+
+    On a processor by torch's profiler, on a GPU by its allocator.
+    """
     with attached(base, factors(shape, ranks, case.global_rank), scale=1.0) as on_base:
         settings = StepSettings(case.sequence_length, 1e-4, 0, case.batch_size, case.checkpointing)
         stepper = Stepper(base, on_base, settings, FreeMeter())
@@ -133,6 +137,11 @@ def true_peak(model: Model, base: Base, shape: ModelShape, case: Case, ranks: Ma
         stepper.step(examples)
         for parameter in on_base.trainable:  # freed by a step at its beginning; before it is profiled, to be counted
             parameter.grad = None
+        if base.device == "cuda":
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats()
+            stepper.step(examples)
+            return torch.cuda.max_memory_allocated()
         held = live_bytes()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             stepper.step(examples)
@@ -158,5 +167,5 @@ def live_bytes() -> int:
 def outcome(model: Model, base: Base, shape: ModelShape, case: Case, seed: int) -> Outcome:
     """Predict one step, take it, and compare."""
     ranks = ranks_of(shape, case, seed)
-    predicted = predict_memory(shape, config_of(model, case, ranks), COUNTED)
+    predicted = predict_memory(shape, config_of(model, case, ranks, base.device), COUNTED)
     return Outcome(model, case, predicted, true_peak(model, base, shape, case, ranks))

@@ -23,6 +23,9 @@ from fedpipe_profiles.values import (
     Value,
 )
 
+EVALUATION_PART = 0.5
+"""Share of the time left after loading that a round's evaluation may take; with what is over it trains."""
+
 Bound = Literal["memory", "time", "link", "nothing"]
 """What kept the plan from being larger; "nothing" when the device trains all examples at every weight's full rank."""
 

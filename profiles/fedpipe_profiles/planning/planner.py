@@ -150,7 +150,8 @@ def _judge(job: JobProblem, prepared: Prepared, deadline_s: float, within: Effor
         return _Verdict(None, None, *explain_none(job.increments, prepared, budget))
     bound = bound_of(job.increments, prepared, budget, choice)
     reason = explain(job.increments, prepared, budget, choice, bound)
-    return _Verdict(choice, predicted(job, choice.option, choice.ranks, choice.steps), bound, reason)
+    expected = predicted(job, choice.option, choice.ranks, choice.steps, budget.time_s)
+    return _Verdict(choice, expected, bound, reason)
 
 
 def _tell(

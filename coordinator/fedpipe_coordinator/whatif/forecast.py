@@ -153,7 +153,8 @@ def plans_at(job: JobProblem, fleet: Sequence[Asked], deadline_s: float) -> dict
         PlanningError: if the deadline is not positive.
     """
     devices = {asked.member.name: asked.problem for asked in fleet}
-    told = plan_round(job, devices, round_=1, deadline_s=deadline_s, draw=_first_components)
+    known = {asked.member.name: asked.prepared for asked in fleet}
+    told = plan_round(job, devices, round_=1, deadline_s=deadline_s, draw=_first_components, prepared=known)
     return told.plans | told.none
 
 

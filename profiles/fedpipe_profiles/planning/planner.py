@@ -9,6 +9,7 @@ Everything is a function of its arguments: the same problem gives the same plan.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from fedpipe_profiles.plan import Bound, NoPlan, Plan, Prediction
@@ -94,8 +95,11 @@ def plan_round(
     round_: int,
     deadline_s: float | None,
     draw: Draw,
+    prepared: Mapping[str, Prepared] = MappingProxyType({}),
 ) -> RoundPlan:
     """Plan a round of all devices, identical ones once; without a deadline, choose it (see `deadline.py`).
+
+    What `prepare` made of the same job and a device may be handed on in `prepared`, by the device's name.
 
     Raises:
         PlanningError: as `plan_device`; also if there is no device.
@@ -107,7 +111,9 @@ def plan_round(
     alike: dict[tuple[object, ...], list[str]] = {}
     for name, device in devices.items():
         alike.setdefault(_kind(device), []).append(name)
-    fleet = [Member(prepare(job, devices[names[0]]), tuple(names)) for names in alike.values()]
+    fleet = [
+        Member(prepared.get(names[0]) or prepare(job, devices[names[0]]), tuple(names)) for names in alike.values()
+    ]
     chosen, curve = (deadline_s, ()) if deadline_s is not None else choose_deadline(job.increments, fleet)
     verdicts = [_judge(job, member.prepared, chosen, effort(len(fleet))) for member in fleet]
     if deadline_s is not None:

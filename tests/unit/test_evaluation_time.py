@@ -9,6 +9,7 @@ from planning_fleet import first_components, minilm_device, minilm_job
 
 from fedpipe_profiles.plan import EVALUATION_PART, NoPlan, Plan
 from fedpipe_profiles.planning.evaluating import TIME_SLACK, evaluating_s, most_fixed_s, needed_s, room_s
+from fedpipe_profiles.planning.options import prepare
 from fedpipe_profiles.planning.planner import plan_device, plan_round
 
 SECONDS = st.floats(0, 500)
@@ -90,3 +91,14 @@ def test_a_chosen_deadline_waits_for_no_evaluation() -> None:
     found = plan_round(job, {"a": device}, round_=1, deadline_s=None, draw=first_components)
     assert found.plans["a"].examples == 256
     assert found.deadline_s < 60
+
+
+def test_prepared_devices_are_planned_as_others() -> None:
+    job, device = minilm_job(), minilm_device(700)
+    anew = plan_round(job, {"a": device}, round_=1, deadline_s=20.0, draw=first_components)
+    known = {"a": prepare(job, device)}
+    assert plan_round(job, {"a": device}, round_=1, deadline_s=20.0, draw=first_components, prepared=known) == anew
+    # what was handed on is what is planned with
+    other = {"a": prepare(job, minilm_device(520))}
+    less = plan_round(job, {"a": device}, round_=1, deadline_s=20.0, draw=first_components, prepared=other)
+    assert less.plans["a"].predicted.peak_bytes < anew.plans["a"].predicted.peak_bytes

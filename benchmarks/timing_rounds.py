@@ -38,6 +38,7 @@ from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
 from fedpipe_wire.message_values import JobTerms
 
 RANK = 16
+BUDGET_S = 1e6
 LADDER = (4, 8, 16)
 BATCHES = (1, 2, 4, 8, 16)
 LENGTH = 96
@@ -155,7 +156,7 @@ class Agent:
         """Survey and score as an agent does, then predict and train one plan after the other."""
         self._worker.survey(SurveyRequest())
         survey = self._last(Surveyed)
-        self._worker.score(ScoreRequest(labels=survey.labels, batches=4, budget_s=1e6))
+        self._worker.score(ScoreRequest(labels=survey.labels, batches=4, budget_s=BUDGET_S))
         scored = self._last(ScoredReply)
         adapter = self._folder / "adapter.safetensors"
         names = sorted(scored.contribution.curves)
@@ -209,7 +210,9 @@ class Agent:
             reason="a benchmark",
         )
         update = self._folder / "update.safetensors"
-        self._worker.train(TrainRequest(labels=survey.labels, plan=plan, adapter=adapter, update=update, budget_s=1e6))
+        self._worker.train(
+            TrainRequest(labels=survey.labels, plan=plan, adapter=adapter, update=update, budget_s=BUDGET_S)
+        )
         return self._last(TrainedReply)
 
     def _job(self, survey: Surveyed, scored: ScoredReply, setting: Setting) -> JobProblem:
@@ -237,7 +240,7 @@ def _expected(job: JobProblem, device: DeviceProblem, setting: Setting, ranks: d
     wide = device.profile.model_copy(update={"supported_bits": (setting.bits,)})
     options = prepare(job, replace(device, profile=wide)).options
     option = next(o for o in options if o.setting.gradient_checkpointing == setting.gradient_checkpointing)
-    return predicted(job, option, ranks, setting.steps)
+    return predicted(job, option, ranks, setting.steps, BUDGET_S)
 
 
 def _ranks(names: list[str], seed: int) -> dict[str, int]:

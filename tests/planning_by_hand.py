@@ -43,6 +43,8 @@ def random_option(random: np.random.Generator, bits: Bits, batch: int) -> Option
         up_s=float(random.uniform(0, 1)),
         up_per_parameter_s=float(random.uniform(0, 0.02)),
         up_bytes=int(random.integers(0, 200)),
+        evaluate_s=float(random.choice((0.0, 0.5, 4.0))),
+        evaluate_batch_s=float(random.uniform(0, 0.4)),
     )
 
 
@@ -55,6 +57,12 @@ def random_device(random: np.random.Generator, *, wanted: int, least: int) -> Pr
 def random_budget(random: np.random.Generator) -> Budget:
     memory, sent = float(random.uniform(300, 3000)), float(random.uniform(100, 1500))
     return Budget(memory, float(random.uniform(3, 20)), sent if random.random() < 0.5 else math.inf)
+
+
+def evaluation_s(before_s: float, full_s: float, batch_s: float, time_s: float) -> float:
+    """What a trainer's evaluation takes: all of it, or half of what the whole deadline leaves and half a batch."""
+    left_s = time_s / 0.9 - before_s
+    return min(full_s, max(0.0, left_s / 2) + batch_s / 2)
 
 
 def every_choice(job: JobProblem, prepared: Prepared, budget: Budget) -> Iterator[tuple[float, int]]:
@@ -74,7 +82,9 @@ def every_choice(job: JobProblem, prepared: Prepared, budget: Budget) -> Iterato
             batch = option.setting.batch_size
             for steps in range(1, math.ceil(prepared.wanted / batch) + 1):
                 step_s = option.step_s + option.step_per_parameter_s * parameters
-                if sent_s + option.prepare_s + steps * step_s > budget.time_s:
+                before_s = sent_s + option.prepare_s
+                evaluated_s = evaluation_s(before_s, option.evaluate_s, option.evaluate_batch_s, budget.time_s)
+                if before_s + evaluated_s + steps * step_s > budget.time_s:
                     break
                 examples = min(prepared.wanted, steps * batch)
                 yield examples / prepared.wanted * captured * option.fidelity, examples

@@ -22,6 +22,7 @@ from fedpipe_wire.agent_messages import Failed, Survey, Trained
 JOB = minilm_job()
 CONTEXT = 430 * MIB
 EXAMPLE_S = 0.025
+DOWNLOAD_S = 1.0
 FIRST_STEPS = ((4, False), (16, False), (16, True))
 
 
@@ -79,6 +80,10 @@ class Truth:
             slowed=self.noise() / self.speed(at),
         )
         return trained(self.name, plan.round, at).model_copy(update={"measurement": steps})
+
+    def upload_s(self, plan: Plan, at: int) -> float:
+        """What sending the update really takes: a little more than its bytes alone."""
+        return 0.3 + 1.1 * 8 * plan.predicted.up_bytes / (self.uplink_mbit(at) * 1e6)
 
 
 def measured(
@@ -159,9 +164,15 @@ class Trial:
             if member.standing != "asked" or member.plan is None:
                 continue
             result = self.truth[name].train(member.plan, self.at)
-            self.drive.hear(name, result)
             if isinstance(result, Trained):
-                self.drive(UpdateStored(name, state.round, result.update.sha256))
+                size, began = member.plan.predicted.up_bytes, self.drive.state.phase_began
+                update = result.update.model_copy(update={"size": size})
+                busy = {"download_s": DOWNLOAD_S, "compute_s": self.drive.now - began, "update": update}
+                result = result.model_copy(update=busy)
+            self.drive.hear(name, result, DOWNLOAD_S)
+            if isinstance(result, Trained):
+                upload_s = self.truth[name].upload_s(member.plan, self.at)
+                self.drive(UpdateStored(name, state.round, result.update.sha256), upload_s)
             if isinstance(result, Failed) or result.out_of_memory:
                 self.failures.append(self.at)
         self.drive.aggregate()

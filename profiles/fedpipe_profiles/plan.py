@@ -18,10 +18,14 @@ from fedpipe_profiles.values import (
     PositiveCount,
     PositiveSeconds,
     PositiveSize,
+    Rate,
     Seconds,
     Size,
     Value,
 )
+
+EVALUATION_PART = 0.5
+"""Share of the time left after loading that a round's evaluation may take; with what is over it trains."""
 
 Bound = Literal["memory", "time", "link", "nothing"]
 """What kept the plan from being larger; "nothing" when the device trains all examples at every weight's full rank."""
@@ -63,6 +67,8 @@ class TransferMeasurement(Value):
     down_s: Seconds = Field(description="from the task's receipt to the adapter, on the agent's clock")
     up_bytes: Bytes
     up_s: Seconds = Field(description="what is left of the round, on the coordinator's clock: messages and the upload")
+    downlink_bps: Rate | None = Field(default=None, description="of the link as its profile said it then, if known")
+    uplink_bps: Rate | None = None
 
 
 class Prediction(Value):

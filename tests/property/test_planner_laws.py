@@ -9,7 +9,8 @@ from planning_fleet import first_components, minilm_device, minilm_job
 from fedpipe_profiles.costs.memory import SAFETY_MARGIN, context_bytes, fit_memory, predict_memory
 from fedpipe_profiles.costs.step import StepConfig
 from fedpipe_profiles.plan import Plan
-from fedpipe_profiles.planning.options import TIME_SLACK, prepare
+from fedpipe_profiles.planning.evaluating import TIME_SLACK
+from fedpipe_profiles.planning.options import prepare
 from fedpipe_profiles.planning.planner import plan_device
 from fedpipe_profiles.planning.problem import DeviceProblem
 from fedpipe_profiles.planning.search import GAP, Choice, best_choice

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from planning_fleet import first_components, minilm_device, minilm_job, minilm_steps
 
-from fedpipe_profiles.planning.options import TIME_SLACK, prepare
+from fedpipe_profiles.planning.evaluating import TIME_SLACK
+from fedpipe_profiles.planning.options import prepare
 from fedpipe_profiles.planning.planner import RoundPlan, effort, plan_round
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem, PlanningError
 from fedpipe_profiles.planning.search import GAP

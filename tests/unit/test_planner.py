@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from planning_by_hand import evaluation_s
 from planning_fleet import (
     first_components,
     minilm_device,
@@ -25,8 +26,9 @@ from fedpipe_profiles.costs.timing import DEFAULT_TIMING, device_rates, predict_
 from fedpipe_profiles.device import MIB
 from fedpipe_profiles.plan import NoPlan, Plan
 from fedpipe_profiles.planning.dynamic import best_of_one_row
+from fedpipe_profiles.planning.evaluating import TIME_SLACK
 from fedpipe_profiles.planning.milp import Knapsack, greedy, solve
-from fedpipe_profiles.planning.options import FIDELITY, TIME_SLACK, prepare
+from fedpipe_profiles.planning.options import FIDELITY, prepare
 from fedpipe_profiles.planning.planner import plan_device, plan_round
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem, PlanningError
 from fedpipe_profiles.planning.search import best_choice
@@ -113,7 +115,7 @@ def _exhaustive(job: JobProblem, device: DeviceProblem, limit_bytes: float, dead
             global_rank=job.global_rank,
         )
         option = next(
-            o.prepare_s for o in prepare(job, device).options if (o.setting.bits, o.setting.batch_size) == (bits, batch)
+            o for o in prepare(job, device).options if (o.setting.bits, o.setting.batch_size) == (bits, batch)
         )
         for chosen in itertools.product((0, *job.rank_ladder), repeat=len(job.curves)):
             ranks = dict(zip(job.curves, chosen, strict=True))
@@ -125,8 +127,11 @@ def _exhaustive(job: JobProblem, device: DeviceProblem, limit_bytes: float, dead
             assert link is not None
             widths = {w.name: w.d_in + w.d_out for w in job.shape.weights}
             sent = 4 * (sum(r * widths[n] for n, r in ranks.items()) + job.shape.head_parameters)
-            fixed_s = option + 2 * link.latency_s + 8 * job.down_bytes / link.downlink_bps
-            room_s = deadline_s * (1 - TIME_SLACK) - fixed_s - 8 * sent / link.uplink_bps
+            fixed_s = option.prepare_s + 2 * link.latency_s + 8 * job.down_bytes / link.downlink_bps
+            fixed_s += 8 * sent / link.uplink_bps
+            time_s = deadline_s * (1 - TIME_SLACK)
+            room_s = time_s - fixed_s
+            room_s -= evaluation_s(fixed_s, option.evaluate_s, option.evaluate_batch_s, time_s)
             step_s = predict_step_s(
                 job.shape,
                 replace(tried, sequence_length=device.mean_tokens),

@@ -36,7 +36,7 @@ def test_the_choice_is_the_best_there_is(seed: int) -> None:
 
 def test_the_drawn_problems_are_of_every_kind() -> None:
     kinds = set()
-    for seed in range(60):
+    for seed in range(120):
         random = np.random.default_rng(seed)
         job, wanted = tiny_job(seed), int(random.integers(1, 14))
         least = int(random.integers(0, wanted + 1)) if seed % 2 else 0

@@ -96,12 +96,34 @@ def test_a_throttled_clock_is_planned_with_in_the_next_round(*, says_its_speed: 
     assert any(("GFLOP/s" if says_its_speed else "times as long") in text for text in told(trial))
 
 
+def test_one_stalled_round_is_forgotten_by_the_next() -> None:
+    truth = Truth(speed=lambda at: 0.4 if at == 5 else 1.0, says_its_speed=False)
+    trial = Trial([truth], deadline_s=8.0).rounds(8)
+    done = [examples(plan) for plan in trial.history["a"]]
+    assert done[5] < 0.7 * done[3]
+    assert min(done[6:]) > 0.85 * done[3]
+
+
 def test_a_slowed_link_is_planned_with_in_the_next_round() -> None:
     trial = Trial([Truth(uplink_mbit=lambda at: 1.0 if 4 <= at < 8 else 20.0)], deadline_s=12.0).rounds(8 + HOLD)
     sent = [ranks(plan) for plan in trial.history["a"]]
     assert max(sent[3:7]) < 0.2 * sent[2]
     assert sent[-1] > 0.5 * sent[2]
     assert any("uplink 20 -> 1 Mbit/s" in text for text in told(trial))
+
+
+@pytest.mark.parametrize("slower", [2.0, 5.0])
+def test_a_link_that_is_a_little_slower_is_planned_with_at_once_and_a_faster_one_later(slower: float) -> None:
+    truth = Truth(uplink_mbit=lambda at: 20.0 / slower if 6 <= at < 12 else 20.0)
+    trial = Trial([truth], deadline_s=12.0).rounds(12 + HOLD)
+    plans = [plan for plan in trial.history["a"] if isinstance(plan, Plan)]
+    assert len(plans) == 12 + HOLD
+    taken = [truth.upload_s(plan, at) / plan.predicted.up_s for at, plan in enumerate(plans, start=1)]
+    assert max(taken[2:]) < 1.15, "a transfer took longer than a plan expected"
+    # its figures are believed again once they have held, and not before
+    assert [round(ratio, 1) for ratio in taken[6:11]] == [1.0] * 5
+    assert taken[12] < 0.8
+    assert min(taken[-2:]) > 0.85
 
 
 @pytest.mark.parametrize("catches", [True, False], ids=["caught by its trainer", "failed"])

@@ -49,6 +49,33 @@ def test_one_stalled_transfer_is_forgotten_by_the_next() -> None:
     assert found.upload_s(5 * MB) == pytest.approx(5.2, rel=0.1)
 
 
+@pytest.mark.parametrize("then_mbit", [0.4, 2.0, 5.0, 32.0, 160.0])
+def test_transfers_of_another_link_are_taken_as_if_they_went_over_this_one(then_mbit: float) -> None:
+    # the rounds' own overhead, a fifth more than the rate alone, stays known
+    older = [
+        TransferMeasurement(
+            down_bytes=10 * MB,
+            down_s=0.3 + 1.2 * 80 / (10 * then_mbit),
+            up_bytes=5 * MB,
+            up_s=0.3 + 1.2 * 40 / then_mbit,
+            downlink_bps=10e6 * then_mbit,
+            uplink_bps=1e6 * then_mbit,
+        )
+    ] * 6
+    found = fit_transfers(_device(), older)
+    assert found.upload_s(5 * MB) == pytest.approx(0.3 + 1.2 * 5, rel=0.05)
+    assert found.download_s(10 * MB) == pytest.approx(0.3 + 1.2, rel=0.05)
+    # what then went over this link has the say
+    newer = [_round(9.0).model_copy(update={"uplink_bps": 8e6, "downlink_bps": 80e6})] * 2
+    assert fit_transfers(_device(), [*older, *newer]).upload_s(5 * MB) == pytest.approx(9.0, rel=0.1)
+
+
+def test_a_faster_link_changes_nothing_while_the_owner_lends_less() -> None:
+    lent = [_round(40.0).model_copy(update={"uplink_bps": 4e6})] * 3
+    now, then = (fit_transfers(_device(bps, lent_bps=1e6), lent) for bps in (400e6, 4e6))
+    assert now.upload_s(5 * MB) == pytest.approx(then.upload_s(5 * MB))
+
+
 def test_no_update_is_faster_than_what_the_owner_lends() -> None:
     # a token bucket lets a small update through at once
     found = fit_transfers(_device(lent_bps=1e6), [_round(0.1, up_bytes=MB // 10)] * 4)
@@ -64,6 +91,8 @@ def test_no_update_is_faster_than_what_the_owner_lends() -> None:
             down_s=st.floats(0, MAX_SECONDS),
             up_bytes=st.integers(0, MAX_COUNT),
             up_s=st.floats(0, MAX_SECONDS),
+            downlink_bps=st.none() | st.floats(MIN_RATE, MAX_RATE),
+            uplink_bps=st.none() | st.floats(MIN_RATE, MAX_RATE),
         ),
         max_size=8,
     ),

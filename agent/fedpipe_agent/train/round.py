@@ -20,11 +20,8 @@ from fedpipe_agent.train.refresher import Refresher
 from fedpipe_agent.train.step import StepSettings
 from fedpipe_agent.trainer_protocol import EvaluatedReply, EvaluateRequest, Reply, TrainedReply, TrainRequest
 from fedpipe_data.examples import ClassificationExample, Dataset, Example
-from fedpipe_profiles.plan import Plan
+from fedpipe_profiles.plan import EVALUATION_PART, Plan
 from fedpipe_wire.message_values import JobTerms, Metrics
-
-EVALUATION_PART = 0.5
-"""Share of the time left after loading that the evaluation may take."""
 
 _MOST_ACTIONS = 60
 """As many as a report may have."""

@@ -21,10 +21,30 @@ FASTER = 1 / SLOWER
 def at_present_pace(
     shape: ModelShape, measurements: tuple[StepMeasurement, ...], rates: DeviceRates, task: Task
 ) -> tuple[tuple[StepMeasurement, ...], float]:
-    """The steps as the device would take them now, oldest first, and the factor that older ones were multiplied by.
+    """The steps as the device would take them now, oldest first, and the factor that the newest changed older ones by.
 
-    Only steps of a kind that was measured before say anything of the pace: of another the model may be wrong.
+    Only steps of a kind that was measured before say anything of the pace: of another the model may be wrong. What was
+    found once holds on, for the kinds too that were measured only before; but a slow round between two others that
+    agree was a stall.
     """
+    paced, factor = measurements[:1], 1.0
+    before: tuple[StepMeasurement, ...] | None = None
+    for newest in measurements[1:]:
+        known = () if before is None else before[:-1]
+        alike = any(_kind(m) == _kind(newest) for m in known)
+        if before is not None and alike and _surprise(shape, known, newest, rates, task) < SLOWER:
+            paced, factor, before = (*before, newest), 1.0, None
+            continue
+        found = (*paced, newest)
+        paced, factor = _paced(shape, found, rates, task)
+        before = found if factor > SLOWER else None
+    return paced, factor
+
+
+def _paced(
+    shape: ModelShape, measurements: tuple[StepMeasurement, ...], rates: DeviceRates, task: Task
+) -> tuple[tuple[StepMeasurement, ...], float]:
+    """As `at_present_pace`, where all but the newest are of one pace."""
     if len(measurements) < 2:  # noqa: PLR2004 - one to compare and one to compare with
         return measurements, 1.0
     factor = _surprise(shape, measurements[:-1], measurements[-1], rates, task)

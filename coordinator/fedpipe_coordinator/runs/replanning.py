@@ -96,12 +96,20 @@ def _device(job: JobProblem, member: Member, profile: DeviceProfile) -> _Device:
 def _on_this_line(
     profile: DeviceProfile, transfers: tuple[TransferMeasurement, ...]
 ) -> tuple[TransferMeasurement, ...]:
-    """Those that were not much faster than the line is said to be now: the others are of a line that was faster."""
+    """Without those that were much faster than the line they went over, or than that of now if that one is unknown."""
     link = profile.link
     if link is None:
         return transfers
-    up, down = _FASTER_LINE * link.uplink_bps / 8, _FASTER_LINE * link.downlink_bps / 8
-    return tuple(t for t in transfers if t.up_bytes <= up * t.up_s and t.down_bytes <= down * t.down_s)
+
+    def possible(size: int, seconds: float, bps: float) -> bool:
+        return 8 * size <= _FASTER_LINE * bps * seconds
+
+    return tuple(
+        t
+        for t in transfers
+        if possible(t.up_bytes, t.up_s, t.uplink_bps or link.uplink_bps)
+        and possible(t.down_bytes, t.down_s, t.downlink_bps or link.downlink_bps)
+    )
 
 
 def _loaded_bits(member: Member) -> Bits | None:

@@ -13,6 +13,7 @@ from fedpipe_coordinator.runs.backoff import fell_short, ran_out
 from fedpipe_coordinator.runs.refused_updates import was_refused
 from fedpipe_coordinator.runs.run_events import Fetch, Report, StopFetch, UpdateDelayed, UpdateRejected, UpdateStored
 from fedpipe_coordinator.runs.run_state import Member, RunState
+from fedpipe_coordinator.runs.steadying import DOWNLINK, UPLINK
 from fedpipe_coordinator.runs.step import Step
 from fedpipe_coordinator.runs.telling import REPLACED, acknowledge, decline, described, offered, remember
 from fedpipe_profiles.plan import StepMeasurement, TransferMeasurement
@@ -251,6 +252,8 @@ def _transfer(state: RunState, member: Member, round_s: float) -> tuple[Transfer
             down_s=trained.download_s,
             up_bytes=trained.update.size,
             up_s=min(MAX_SECONDS, max(0.0, rest_s)),
+            downlink_bps=member.steady.heard(DOWNLINK),
+            uplink_bps=member.steady.heard(UPLINK),
         ),
     )
 

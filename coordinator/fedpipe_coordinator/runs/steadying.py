@@ -59,6 +59,11 @@ class Steady(Value):
     )
     wished: NonNegativeInt = Field(default=0, description="plannings in a row with that wish")
 
+    def heard(self, name: str) -> float | None:
+        """A figure as the device last said it: the one in use, or a better one that waits. None of an unknown one."""
+        waiting = self.held.get(name)
+        return waiting[-1] if waiting else self.figures.get(name)
+
     def speeds_of(self, count: int) -> tuple[float, ...]:
         """One for each of `count` measurements: those of an older store, and those not planned with yet, have none."""
         kept = self.speeds[-count:] if count else ()

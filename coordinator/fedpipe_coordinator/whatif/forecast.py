@@ -17,7 +17,7 @@ from fedpipe_profiles.costs.timing import DEFAULT_TIMING, load_s
 from fedpipe_profiles.plan import Bound, NoPlan, Plan
 from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline
 from fedpipe_profiles.planning.options import FIDELITY, Prepared, prepare
-from fedpipe_profiles.planning.planner import plan_round
+from fedpipe_profiles.planning.planner import QUICK, plan_round
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
 
 
@@ -153,7 +153,10 @@ def plans_at(job: JobProblem, fleet: Sequence[Asked], deadline_s: float) -> dict
         PlanningError: if the deadline is not positive.
     """
     devices = {asked.member.name: asked.problem for asked in fleet}
-    told = plan_round(job, devices, round_=1, deadline_s=deadline_s, draw=_first_components)
+    known = {asked.member.name: asked.prepared for asked in fleet}
+    told = plan_round(
+        job, devices, round_=1, deadline_s=deadline_s, draw=_first_components, prepared=known, within=QUICK
+    )
     return told.plans | told.none
 
 

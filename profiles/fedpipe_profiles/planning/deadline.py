@@ -15,7 +15,8 @@ from statistics import median_low
 
 import numpy as np
 
-from fedpipe_profiles.planning.options import TIME_SLACK, Prepared
+from fedpipe_profiles.planning.evaluating import TIME_SLACK
+from fedpipe_profiles.planning.options import Prepared
 from fedpipe_profiles.planning.problem import Increments
 from fedpipe_profiles.planning.table import Look, look
 
@@ -125,7 +126,7 @@ def choose_deadline(increments: Increments, fleet: Sequence[Member]) -> tuple[fl
         option = prepared.options[longest.option]
         parameters = float(increments.frontier.by_size.parameters[longest.count])
         shortest += [_usable(smallest)] * member.count
-        full += [_usable(option.round_s(longest.steps, parameters))] * member.count
+        full += [_usable(option.needed_s(longest.steps, parameters))] * member.count
         least = prepared.smallest_round_s(increments.first, prepared.least) if prepared.least else None
         if least is not None:
             floors.append(_usable(least))

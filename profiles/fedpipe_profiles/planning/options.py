@@ -31,12 +31,10 @@ from fedpipe_profiles.costs.timing import (
 from fedpipe_profiles.costs.transfers import TransferModel, fit_transfers
 from fedpipe_profiles.costs.work import PATHS
 from fedpipe_profiles.device import Bits
+from fedpipe_profiles.planning.evaluating import TIME_SLACK
 from fedpipe_profiles.planning.option import Budget, Option
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
 from fedpipe_profiles.planning.table import OptionTable, option_table
-
-TIME_SLACK = 0.1
-"""Share of a deadline that no plan uses, for what the time model does not know."""
 
 FIDELITY: dict[Bits, float] = {32: 1.0, 16: 1.0, 8: 0.999, 4: 0.98}
 """How much an example trained on a compressed base counts. Our choice, small on purpose: among plans that are otherwise
@@ -67,7 +65,7 @@ class Prepared:
         return option_table(self.options)
 
     def smallest_round_s(self, first: tuple[float, float], examples: int = 1) -> float | None:
-        """Seconds of the shortest round that trains so many examples with `first` parameters and ranks.
+        """The least usable time of a round that trains so many examples with `first` parameters and ranks.
 
         None if no option fits memory and link.
         """
@@ -76,7 +74,7 @@ class Prepared:
         if not fits.any():
             return None
         steps = np.ceil(max(1, examples) / self.table.batch)
-        return float(self.table.round_s(steps, parameters)[fits].min())
+        return float(self.table.needed_s(steps, parameters)[fits].min())
 
 
 def prepare(job: JobProblem, device: DeviceProblem) -> Prepared:
@@ -135,7 +133,7 @@ def _option(
     whole = step_s(shape, usual, trained, rates, pace)
     held_out = min(job.evaluation_examples, device.held_out_examples)
     loading_s = load_s(shape, pace) if setting.bits != device.loaded_bits else 0.0
-    prepare_s = pace.other_s + held_out * evaluation_example_s(shape, usual, frozen, rates, pace)
+    evaluate_s = evaluation_example_s(shape, usual, frozen, rates, pace)
     return Option(
         setting=setting,
         fidelity=FIDELITY[setting.bits],
@@ -144,13 +142,15 @@ def _option(
         step_s=step,
         step_per_parameter_s=(whole - step) / job.adapter_parameters,
         load_s=loading_s,
-        prepare_s=prepare_s + loading_s,
+        prepare_s=pace.other_s + loading_s,
         down_s=transfers.download_s(job.down_bytes) if job.needs_download else 0.0,
         up_s=transfers.upload_s(4 * head),
         up_per_parameter_s=4 * transfers.up_byte_s,
         up_bytes=4 * head,
         step_path_s=(step - step_s(shape, usual, replace(frozen, paths=0.0), rates, pace))
         / (PATHS * len(shape.weights)),
+        evaluate_s=held_out * evaluate_s,
+        evaluate_batch_s=min(held_out, setting.batch_size) * evaluate_s,
     )
 
 

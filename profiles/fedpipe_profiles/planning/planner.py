@@ -9,6 +9,7 @@ Everything is a function of its arguments: the same problem gives the same plan.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from fedpipe_profiles.plan import Bound, NoPlan, Plan, Prediction
@@ -38,9 +39,13 @@ class Effort(NamedTuple):
     solves: int
 
 
+QUICK = Effort(QUICK_GAP, SOLVES)
+"""The effort for a large fleet, and for an answer that must come soon."""
+
+
 def effort(kinds: int) -> Effort:
     """The effort for each of so many unlike devices. It follows from their number alone, never from a clock."""
-    return Effort(GAP, SOLVES) if kinds <= SMALL_FLEET else Effort(QUICK_GAP, SOLVES)
+    return Effort(GAP, SOLVES) if kinds <= SMALL_FLEET else QUICK
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +99,13 @@ def plan_round(
     round_: int,
     deadline_s: float | None,
     draw: Draw,
+    prepared: Mapping[str, Prepared] = MappingProxyType({}),
+    within: Effort | None = None,
 ) -> RoundPlan:
     """Plan a round of all devices, identical ones once; without a deadline, choose it (see `deadline.py`).
+
+    What `prepare` made of the same job and a device may be handed on in `prepared`, by the device's name. Without
+    `within`, the effort follows from how many unlike devices there are.
 
     Raises:
         PlanningError: as `plan_device`; also if there is no device.
@@ -107,9 +117,12 @@ def plan_round(
     alike: dict[tuple[object, ...], list[str]] = {}
     for name, device in devices.items():
         alike.setdefault(_kind(device), []).append(name)
-    fleet = [Member(prepare(job, devices[names[0]]), tuple(names)) for names in alike.values()]
+    fleet = [
+        Member(prepared.get(names[0]) or prepare(job, devices[names[0]]), tuple(names)) for names in alike.values()
+    ]
     chosen, curve = (deadline_s, ()) if deadline_s is not None else choose_deadline(job.increments, fleet)
-    verdicts = [_judge(job, member.prepared, chosen, effort(len(fleet))) for member in fleet]
+    within = within or effort(len(fleet))
+    verdicts = [_judge(job, member.prepared, chosen, within) for member in fleet]
     if deadline_s is not None:
         reached = [(v.choice.objective, v.choice.examples) if v.choice else (0.0, 0) for v in verdicts]
         curve = (curve_point(fleet, chosen, reached),)
@@ -150,7 +163,8 @@ def _judge(job: JobProblem, prepared: Prepared, deadline_s: float, within: Effor
         return _Verdict(None, None, *explain_none(job.increments, prepared, budget))
     bound = bound_of(job.increments, prepared, budget, choice)
     reason = explain(job.increments, prepared, budget, choice, bound)
-    return _Verdict(choice, predicted(job, choice.option, choice.ranks, choice.steps), bound, reason)
+    expected = predicted(job, choice.option, choice.ranks, choice.steps, budget.time_s)
+    return _Verdict(choice, expected, bound, reason)
 
 
 def _tell(

@@ -11,8 +11,8 @@ from fedpipe_profiles.planning.option import Option
 from fedpipe_profiles.planning.problem import JobProblem
 
 
-def predicted(job: JobProblem, option: Option, ranks: Mapping[str, int], steps: int) -> Prediction:
-    """What is expected of so many steps of an option with these ranks; weights that are not named are not trained.
+def predicted(job: JobProblem, option: Option, ranks: Mapping[str, int], steps: int, time_s: float) -> Prediction:
+    """What is expected of so many steps in so much usable time; weights that are not named are not trained.
 
     The search takes the largest row for its peak, and counts two adapters on every weight. Of chosen ranks both are
     known, so the prediction is never above what the search took it for.
@@ -25,8 +25,8 @@ def predicted(job: JobProblem, option: Option, ranks: Mapping[str, int], steps: 
     spared_s = option.step_path_s * (PATHS * len(job.shape.weights) - adapter_paths(every, job.global_rank))
     return Prediction(
         peak_bytes=predict_memory(job.shape, step, option.coefficients).total_bytes,
-        round_s=option.round_s(steps, parameters) - steps * spared_s,
-        compute_s=option.compute_s(steps, parameters) - steps * spared_s,
+        round_s=option.round_s(steps, parameters, time_s) - steps * spared_s,
+        compute_s=option.compute_s(steps, parameters, time_s) - steps * spared_s,
         step_s=option.step_s + option.step_per_parameter_s * parameters - spared_s,
         up_s=option.up_s + option.up_per_parameter_s * parameters,
         up_bytes=option.up_bytes + 4 * parameters,

@@ -37,7 +37,7 @@ def bound_of(increments: Increments, prepared: Prepared, budget: Budget, choice:
     if reached[bound] > seen * (1 + _WORTH_NAMING):
         return bound
     # Two resources hold the plan together: name the one that is used up most.
-    option, memory, round_s = choice.option, *_use(choice)
+    option, memory, round_s = choice.option, *_use(choice, budget)
     timely: Bound = "link" if option.transfers_s(choice.parameters) > round_s / 2 else "time"
     return "memory" if memory / budget.memory_bytes >= round_s / budget.time_s else timely
 
@@ -47,10 +47,10 @@ def _seen(increments: Increments, prepared: Prepared, table: OptionTable, budget
     return found.objective if found else 0.0
 
 
-def _use(choice: Choice) -> tuple[float, float]:
+def _use(choice: Choice, budget: Budget) -> tuple[float, float]:
     """The most that the peak can be in bytes, and seconds of the round."""
     memory = choice.option.memory(choice.parameters, choice.rank_sum)
-    return memory, choice.option.round_s(choice.steps, choice.parameters)
+    return memory, choice.option.round_s(choice.steps, choice.parameters, budget.time_s)
 
 
 def explain(increments: Increments, prepared: Prepared, budget: Budget, choice: Choice, bound: Bound) -> str:
@@ -84,7 +84,7 @@ def _bits(prepared: Prepared, budget: Budget, choice: Choice) -> str:
             f"{text} because the same work at {other.setting.bits} bits needs "
             f"{_mib(with_margin(prepared.context_bytes, need))} and {_lent(prepared)}"
         )
-    seconds = other.round_s(choice.steps, choice.parameters)
+    seconds = other.needed_s(choice.steps, choice.parameters)
     return f"{text} because the same work at {other.setting.bits} bits takes {_seconds(seconds)} s"
 
 
@@ -98,7 +98,7 @@ def _ranks(increments: Increments, choice: Choice) -> str:
 
 
 def _missing(increments: Increments, prepared: Prepared, budget: Budget, choice: Choice, bound: Bound) -> str:
-    memory, round_s = _use(choice)
+    memory, round_s = _use(choice, budget)
     option, step = choice.option, _next_step(increments, choice)
     match bound:
         case "nothing":
@@ -113,10 +113,10 @@ def _missing(increments: Increments, prepared: Prepared, budget: Budget, choice:
         case "time":
             most = math.ceil(prepared.wanted / option.setting.batch_size)
             if choice.examples < prepared.wanted:
-                full = option.round_s(most, choice.parameters)
+                full = option.needed_s(most, choice.parameters)
                 return f"all examples would take {_seconds(full)} s and {_seconds(budget.time_s)} s are usable"
             text = f"takes {_seconds(round_s)} of {_seconds(budget.time_s)} usable s"
-            return f"{text}, with the next rank step {_seconds(option.round_s(most, step[0]))} s" if step else text
+            return f"{text}, with the next rank step {_seconds(option.needed_s(most, step[0]))} s" if step else text
         case "link":
             return _link(budget, choice, round_s, step)
 
@@ -130,7 +130,7 @@ def _link(budget: Budget, choice: Choice, round_s: float, step: tuple[float, flo
     larger = option.sent_bytes(step[0])
     if larger > budget.up_bytes:
         return f"{text}, the next rank step needs {_whole(larger)} bytes and {_whole(budget.up_bytes)} are allowed"
-    room_s = budget.time_s - option.down_s - option.compute_s(choice.steps, step[0])
+    room_s = option.upload_room_s(choice.steps, step[0], budget.time_s)
     if room_s <= 0:
         return text
     return f"{text}, the next rank step needs {8 * larger / room_s / 1e6:.3g} Mbit/s up"
@@ -170,11 +170,12 @@ def explain_none(increments: Increments, prepared: Prepared, budget: Budget) -> 
         sent = smallest.sent_bytes(first[0])
         return "link", f"the smallest update has {_whole(sent)} bytes; {_whole(budget.up_bytes)} are allowed"
     fitting = [o for o in prepared.options if o.memory(*first) <= budget.memory_bytes]
-    quickest = min(fitting, key=lambda o: o.round_s(1, first[0]))
-    seconds, transfers = quickest.round_s(1, first[0]), quickest.transfers_s(first[0])
+    quickest = min(fitting, key=lambda o: o.needed_s(1, first[0]))
+    seconds, transfers = quickest.needed_s(1, first[0]), quickest.transfers_s(first[0])
+    evaluation_s = seconds - quickest.prepare_s - transfers - quickest.training_s(1, first[0])
     reason = (
         f"one step at {_name(quickest)} needs {_seconds(seconds)} s, {_seconds(quickest.load_s)} s of it for loading "
-        f"the model, {_seconds(quickest.prepare_s - quickest.load_s)} s for evaluating and {_seconds(transfers)} s for "
+        f"the model, {_seconds(evaluation_s)} s for evaluating and {_seconds(transfers)} s for "
         f"transfers; {_seconds(budget.time_s)} s are usable"
     )
     return ("link" if transfers > seconds / 2 else "time"), reason

@@ -228,7 +228,7 @@ class _Search:
         if captured <= 0:
             return None
         parameters = float(items.parameters @ chosen)
-        room_s = self.budget.time_s - option.round_s(0, parameters)
+        room_s = option.room_s(parameters, self.budget.time_s)
         if room_s < 0:
             return None
         step = option.step_s + option.step_per_parameter_s * parameters

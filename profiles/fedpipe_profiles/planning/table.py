@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from fedpipe_profiles.plan import EVALUATION_PART
+from fedpipe_profiles.planning import evaluating
 from fedpipe_profiles.planning.frontier import Floats, Frontier, Integers
 from fedpipe_profiles.planning.option import Budget, Option
 
@@ -34,6 +36,8 @@ class OptionTable:
     step_per_parameter_s: Floats
     transfer_s: Floats
     fixed_s: Floats
+    evaluate_s: Floats
+    evaluate_batch_s: Floats
     up_per_parameter_s: Floats
     up_bytes: Floats
     row_bytes: Floats
@@ -52,9 +56,14 @@ class OptionTable:
         return np.minimum(held, sent)
 
     def parameters_in_time(self, option: Integers, steps: Floats, time_s: float) -> Floats:
-        """Parameters with which these options' rounds of so many steps last `time_s`; negative where none do."""
-        room_s = time_s - self.fixed_s[option] - steps * self.step_s[option]
-        return _quotient(room_s, steps * self.step_per_parameter_s[option] + self.up_per_parameter_s[option])
+        """The most parameters with which so many steps of these options fit; negative where none do."""
+        work_s, each_s = steps * self.step_s[option], steps * self.step_per_parameter_s[option]
+        full_s, batch_s = self.evaluate_s[option], self.evaluate_batch_s[option]
+        fixed_s, sent_s = self.fixed_s[option], self.up_per_parameter_s[option]
+        # with all of the evaluation or with a part of it: whichever leaves more
+        whole = _quotient(time_s - fixed_s - full_s - work_s, each_s + sent_s)
+        room_s = evaluating.room_s(time_s, fixed_s, np.inf, batch_s) - work_s
+        return np.maximum(whole, _quotient(room_s, each_s + (1 - EVALUATION_PART) * sent_s))
 
     def fits(self, budget: Budget, parameters: Floats, ranks: Floats) -> npt.NDArray[np.bool_]:
         """Which options `(O, 1)` hold which sizes `(G,)` in memory and send them within the link's budget: `(O, G)`."""
@@ -66,10 +75,11 @@ class OptionTable:
         sent = self.up_bytes[:, None] + 4 * parameters
         return np.logical_and(memory <= budget.memory_bytes, sent <= budget.up_bytes)
 
-    def round_s(self, steps: Floats, parameters: float) -> Floats:
-        """Seconds of a round of every option, `(O,)`."""
-        step = self.step_s + self.step_per_parameter_s * parameters
-        return self.fixed_s + self.up_per_parameter_s * parameters + steps * step
+    def needed_s(self, steps: Floats, parameters: float) -> Floats:
+        """The least usable time in which there is room for so many steps of every option, `(O,)`."""
+        work_s = steps * (self.step_s + self.step_per_parameter_s * parameters)
+        fixed_s = self.fixed_s + self.up_per_parameter_s * parameters
+        return evaluating.needed_s(work_s, fixed_s, self.evaluate_s, self.evaluate_batch_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,8 @@ def option_table(options: Sequence[Option]) -> OptionTable:
                 o.step_per_parameter_s,
                 o.down_s + o.up_s,
                 o.fixed_s,
+                o.evaluate_s,
+                o.evaluate_batch_s,
                 o.up_per_parameter_s,
                 o.up_bytes,
             )
@@ -115,7 +127,8 @@ def relaxed(table: OptionTable, budget: Budget, resource: Resource) -> tuple[Opt
             return table, replace(budget, memory_bytes=math.inf)
         case "time":
             sent_s = table.transfer_s
-            return replace(table, step_s=nothing, step_per_parameter_s=nothing, fixed_s=sent_s), budget
+            still = {"step_s": nothing, "step_per_parameter_s": nothing, "evaluate_s": nothing}
+            return replace(table, **still, evaluate_batch_s=nothing, fixed_s=sent_s), budget
         case "link":
             return replace(table, fixed_s=table.fixed_s - table.transfer_s, up_per_parameter_s=nothing), replace(
                 budget, up_bytes=math.inf
@@ -137,11 +150,13 @@ def look(
     parameters, batch = samples.parameters[sample], table.batch[option]
     fixed_s = table.fixed_s[option] + table.up_per_parameter_s[option] * parameters
     step_s = table.step_s[option] + table.step_per_parameter_s[option] * parameters
+    full_s, batch_s = table.evaluate_s[option], table.evaluate_batch_s[option]
     most = np.ceil(wanted / batch)
     worth = table.fidelity[option] * samples.gained[sample]
     found: list[Look | None] = []
     for time_s in times_s:
-        steps = np.minimum(np.floor(_quotient(time_s - fixed_s, step_s) * (1 + 1e-9)), most)
+        room_s = evaluating.room_s(time_s, fixed_s, full_s, batch_s)
+        steps = np.minimum(np.floor(_quotient(room_s, step_s) * (1 + 1e-9)), most)
         examples = np.minimum(steps * batch, wanted)
         reached = examples * worth
         enough = examples >= least

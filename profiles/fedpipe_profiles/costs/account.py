@@ -18,6 +18,9 @@ _NORM_AFTER = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra
 _JOINING = frozenset({"gpt_neox", "phi", "phi3"})
 """Families that put rotated and plain entries of a head together by a concatenation, even where all are rotated."""
 
+_FLAT = frozenset({"opt"})
+"""Families whose feed-forward part takes all tokens of the batch as the rows of one matrix."""
+
 
 @dataclass(frozen=True, slots=True)
 class OnWeight:
@@ -113,6 +116,7 @@ def parts_of(shape: ModelShape, setting: StepSetting, kernel: Kernel | None = No
         padded=setting.padded,
         norm_after=shape.model_type in _NORM_AFTER,
         joins_heads=shape.model_type in _JOINING,
+        flat_feed_forward=shape.model_type in _FLAT,
     )
     return Parts(flow, layers, kinds, outside, _end(flow, setting), shape)
 

@@ -50,8 +50,9 @@ _NORMS_OF_OUTPUTS_TOO = 4
 def _feed_forward(arena: Arena, flow: Flow, weights: LayerWeights, x: Value) -> Value:
     wide, back = (flow.hidden, flow.intermediate), (flow.intermediate, flow.hidden)
     if not flow.block.gated:
-        y = activated(arena, flow, linear(arena, flow, weights.up, x, wide))
-        return linear(arena, flow, weights.down, y, back)
+        flat = flow.flat_feed_forward
+        y = activated(arena, flow, linear(arena, flow, weights.up, x, wide, flat=flat))
+        return linear(arena, flow, weights.down, y, back, flat=flat)
     if weights.gate_up is not None:
         gate, up = arena.split(linear(arena, flow, weights.gate_up, x, (flow.hidden, 2 * flow.intermediate)), 2)
         gate = activated(arena, flow, gate)

@@ -155,9 +155,7 @@ def _frozen(arena: Arena, flow: Flow, weight: Adapted, x: Value, size: float, *,
             return arena.apply(size, x, way_back=Back(view=not flat))
 
 
-def _factor(
-    arena: Arena, flow: Flow, x: Value, size: float, parameters: float, *, trained: bool, flat: bool
-) -> Value:
+def _factor(arena: Arena, flow: Flow, x: Value, size: float, parameters: float, *, trained: bool, flat: bool) -> Value:
     """A product with one fp32 factor of an adapter, cast to the compute dtype where that is another."""
     saved: list[Buffer] = []
     beside = 0.0

@@ -3,12 +3,13 @@
     python -m benchmarks.memory [--seed N] [--json FILE] [--models NAME ...] [--device DEVICE]
         [--no-processes] [--no-meta]
 
-Every case is a step of the trainer's own code, on a processor under torch's memory profiler, on a GPU by its allocator:
-models x bits x batch and sequence x checkpointing x ranks x with and without padding. No coefficient is fitted: the
-count alone is compared. `mean_abs_error`, `worst_under` and `worst_over` are shares of the true peak;
-`too_low_with_margin` counts the cases in which the true peak is above the prediction with the planner's safety margin. `held_out` has the same figures
-for the families of which nothing was ever looked at but that error. `saved_errors` compares the bytes
-that autograd saves of large models (see `memory_meta.py`), `rss_mean_abs_error` whole processes (`memory_process.py`).
+Every case is a step of the trainer's own code, on a processor under torch's memory profiler, on a GPU by its
+allocator: models x bits x batch and sequence x checkpointing x ranks x with and without padding. No coefficient is
+fitted: the count alone is compared. `mean_abs_error`, `worst_under` and `worst_over` are shares of the true peak;
+`too_low_with_margin` counts the cases in which the true peak is above the prediction with the planner's safety
+margin. `held_out` has the same figures for the families of which nothing was ever looked at but that error.
+`saved_errors` compares the bytes that autograd saves of large models (see `memory_meta.py`), `rss_mean_abs_error`
+whole processes (`memory_process.py`).
 """
 
 import argparse

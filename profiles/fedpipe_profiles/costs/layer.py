@@ -23,6 +23,13 @@ def run_layer(arena: Arena, flow: Flow, weights: LayerWeights, x: Value) -> Valu
     return _joined(arena, flow, _feed_forward(arena, flow, weights, x), residual)
 
 
+def ends_scaled(flow: Flow, weights: LayerWeights) -> bool:
+    """Whether nothing but sums follows an adapter's scale at the end of the layer: no norm, no dropout."""
+    adapted = weights.down is not None and (weights.down.is_trained or weights.down.has_side)
+    normed = flow.norm_after or flow.block.norms == _NORMS_OF_OUTPUTS_TOO
+    return adapted and not normed and flow.block.hidden_dropout == 0
+
+
 def _side_by_side(arena: Arena, flow: Flow, weights: LayerWeights, x: Value) -> Value:
     """Attention and feed-forward part of the same input, by one norm or each by its own."""
     normed = norm(arena, flow, x)

@@ -3,12 +3,13 @@
     python -m benchmarks.memory [--seed N] [--json FILE] [--models NAME ...] [--device DEVICE]
         [--no-processes] [--no-meta]
 
-Every case is a step of the trainer's own code, on a processor under torch's memory profiler, on a GPU by its allocator:
-models x bits x batch and sequence x checkpointing x ranks x with and without padding. No coefficient is fitted: the count alone is compared.
-`mean_abs_error`, `worst_under` and `worst_over` are shares of the true peak; `too_low_with_margin` counts the
-cases in which the true peak is above the prediction with the planner's safety margin. `held_out` has the same figures
-for the families whose account was written before any of their steps was measured. `saved_errors` compares the bytes
-that autograd saves of large models (see `memory_meta.py`), `rss_mean_abs_error` whole processes (`memory_process.py`).
+Every case is a step of the trainer's own code, on a processor under torch's memory profiler, on a GPU by its
+allocator: models x bits x batch and sequence x checkpointing x ranks x with and without padding. No coefficient is
+fitted: the count alone is compared. `mean_abs_error`, `worst_under` and `worst_over` are shares of the true peak;
+`too_low_with_margin` counts the cases in which the true peak is above the prediction with the planner's safety
+margin. `held_out` has the same figures for the families of which nothing was ever looked at but that error.
+`saved_errors` compares the bytes that autograd saves of large models (see `memory_meta.py`), `rss_mean_abs_error`
+whole processes (`memory_process.py`).
 """
 
 import argparse
@@ -42,10 +43,11 @@ WORST = 5
 
 
 def cases(model: Model, bits: Bits) -> Iterator[Case]:
-    """The grid of one model at one bit width; one size only of a model that is held out."""
-    batches = BATCHES[1:] if model.held_out else BATCHES
+    """The grid of one model at one bit width; one size only, padded or not, where it is `brief`."""
     chosen = itertools.cycle((*RANKS, *reversed(RANKS)))
-    for (size, length), checkpointing, padded in itertools.product(batches, (False, True), (True, False)):
+    for (size, length), checkpointing, padded in itertools.product(BATCHES, (False, True), (True, False)):
+        if model.brief and ((size, length) != BATCHES[-1] or padded != (checkpointing == (bits in BITS[::2]))):
+            continue
         yield Case(bits, size, length, checkpointing, next(chosen), GLOBAL_RANK, padded)
 
 

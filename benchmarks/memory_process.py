@@ -26,7 +26,7 @@ from fedpipe_profiles.device import MIB, Bits
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plan import StepMeasurement
 
-MODELS = ("MiniLM", "TinyStories-656K", "gpt2")
+MODELS = ("MiniLM", "gpt2")
 BITS: tuple[Bits, ...] = (32, 16, 8, 4)
 LIMIT_BYTES = 1 << 45
 STEPS = 2

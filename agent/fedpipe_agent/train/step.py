@@ -251,5 +251,7 @@ def _set_checkpointing(model: Any, *, on: bool) -> None:
     stem = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if on:
         getattr(model, f"{stem}_checkpointing_enable")({"use_reentrant": False})
+        # asked for by transformers at every call, for the reentrant kind: the way back would not end at the first layer
+        model.disable_input_require_grads()
     elif model.supports_gradient_checkpointing:
         getattr(model, f"{stem}_checkpointing_disable")()

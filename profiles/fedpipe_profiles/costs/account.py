@@ -18,6 +18,12 @@ _NORM_AFTER = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra
 _JOINING = frozenset({"gpt_neox", "phi", "phi3"})
 """Families that put rotated and plain entries of a head together by a concatenation, even where all are rotated."""
 
+_TWO_MASKS = frozenset({"gemma2", "gemma3_text"})
+"""Families of which some layers look back over a window, and others over everything."""
+
+_FLAT = frozenset({"opt"})
+"""Families whose feed-forward part takes all tokens of the batch as the rows of one matrix."""
+
 
 @dataclass(frozen=True, slots=True)
 class OnWeight:
@@ -113,6 +119,7 @@ def parts_of(shape: ModelShape, setting: StepSetting, kernel: Kernel | None = No
         padded=setting.padded,
         norm_after=shape.model_type in _NORM_AFTER,
         joins_heads=shape.model_type in _JOINING,
+        flat_feed_forward=shape.model_type in _FLAT,
     )
     return Parts(flow, layers, kinds, outside, _end(flow, setting), shape)
 
@@ -164,6 +171,14 @@ def _angles(flow: Flow) -> float:
 
 def all_moments(costs: tuple[Sequence[PartCost], PartCost], parts: Parts) -> list[Moment]:
     """Every moment of the step: its mask and its positions live all the way."""
-    mask = parts.flow.tokens * parts.flow.length if parts.flow.padded else 0.0
     layers, end = costs
-    return moments(layers, end, mask + _angles(parts.flow))
+    return moments(layers, end, _masks(parts) + _angles(parts.flow))
+
+
+def _masks(parts: Parts) -> float:
+    """One byte for each pair of tokens, where there is padding; the model's own code takes numbers, and always."""
+    flow = parts.flow
+    kinds = 2 if parts.shape.model_type in _TWO_MASKS else 1
+    if flow.kernel == "eager":
+        return kinds * flow.bytes(flow.length)
+    return kinds * flow.tokens * flow.length if flow.padded else 0.0

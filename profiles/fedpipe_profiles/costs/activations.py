@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedpipe_profiles.costs.attention import LayerWeights
 from fedpipe_profiles.costs.ends import Ending, run_end
-from fedpipe_profiles.costs.layer import run_layer
+from fedpipe_profiles.costs.layer import ends_scaled, run_layer
 from fedpipe_profiles.costs.operations import Flow
 from fedpipe_profiles.costs.walk import CHECKPOINTS, LAYERS, PASSING, TERMS, Arena, Buffer, Edge, Value
 
@@ -73,9 +73,13 @@ def layer_cost(flow: Flow, weights: LayerWeights, *, is_first: bool, checkpointe
 
 
 def _again(flow: Flow, weights: LayerWeights, forward: Terms, kept: Terms, *, is_first: bool) -> PartCost:
-    """A checkpointed layer: its way back computes it again first, beside the gradient of its output."""
+    """A checkpointed layer: its way back computes it again when something saved is first asked for.
+
+    Then there is the gradient of its output. Where the last operation is the product with a scaled adapter, which needs
+    nothing saved to take the scale off, there is that one's gradient too.
+    """
     arena = Arena()
-    outer = Buffer(arena, flow.bytes(flow.hidden))
+    outer = [Buffer(arena, flow.bytes(flow.hidden)) for _ in range(2 if ends_scaled(flow, weights) else 1)]
     x = Value(Buffer(arena, flow.bytes(flow.hidden), CHECKPOINTS), None if is_first else Edge())
     y = run_layer(arena, flow, weights, x)
     edge, size = y.edge, y.size

@@ -66,7 +66,8 @@ def _attend(arena: Arena, flow: Flow, query: Value, key: Value, value: Value) ->
     repeats = 1 < flow.block.key_value_heads < flow.heads and (flow.padded or flow.kernel != "fused")
     if repeats:
         key, value = arena.apply(size, key), arena.apply(size, value)
-    mask = Buffer(arena, flow.bytes(flow.length)) if flow.padded else None
+    has_mask = flow.padded and flow.kernel != "eager"  # there it has been numbers from the beginning
+    mask = Buffer(arena, flow.bytes(flow.length)) if has_mask else None
     if flow.kernel == "fused":
         sums = Buffer(arena, 4 * flow.tokens * flow.heads)
         saved = [query.buffer, key.buffer, value.buffer, sums] + ([] if mask is None else [mask])
@@ -89,7 +90,7 @@ def _scores(arena: Arena, flow: Flow, query: Value, key: Value, wide: float) -> 
         found = arena.apply(flow.scores, found)
         if flow.block.score_cap:
             found = capped(arena, found, ATTENTION)
-        return arena.apply(flow.scores, found) if flow.padded else found
+        return arena.apply(flow.scores, found)
     one, other = arena.apply(wide, query), arena.apply(wide, key)
     one, other = arena.apply(wide, one), arena.apply(wide, other)
     size = flow.scores * FP32 / flow.width

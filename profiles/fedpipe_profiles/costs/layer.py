@@ -23,6 +23,13 @@ def run_layer(arena: Arena, flow: Flow, weights: LayerWeights, x: Value) -> Valu
     return _joined(arena, flow, _feed_forward(arena, flow, weights, x), residual)
 
 
+def ends_scaled(flow: Flow, weights: LayerWeights) -> bool:
+    """Whether nothing but sums follows an adapter's scale at the end of the layer: no norm, no dropout."""
+    adapted = weights.down is not None and (weights.down.is_trained or weights.down.has_side)
+    normed = flow.norm_after or flow.block.norms == _NORMS_OF_OUTPUTS_TOO
+    return adapted and not normed and flow.block.hidden_dropout == 0
+
+
 def _side_by_side(arena: Arena, flow: Flow, weights: LayerWeights, x: Value) -> Value:
     """Attention and feed-forward part of the same input, by one norm or each by its own."""
     normed = norm(arena, flow, x)
@@ -50,8 +57,9 @@ _NORMS_OF_OUTPUTS_TOO = 4
 def _feed_forward(arena: Arena, flow: Flow, weights: LayerWeights, x: Value) -> Value:
     wide, back = (flow.hidden, flow.intermediate), (flow.intermediate, flow.hidden)
     if not flow.block.gated:
-        y = activated(arena, flow, linear(arena, flow, weights.up, x, wide))
-        return linear(arena, flow, weights.down, y, back)
+        flat = flow.flat_feed_forward
+        y = activated(arena, flow, linear(arena, flow, weights.up, x, wide, flat=flat))
+        return linear(arena, flow, weights.down, y, back, flat=flat)
     if weights.gate_up is not None:
         gate, up = arena.split(linear(arena, flow, weights.gate_up, x, (flow.hidden, 2 * flow.intermediate)), 2)
         gate = activated(arena, flow, gate)

@@ -50,6 +50,7 @@ class Flow:
     padded: bool
     norm_after: bool
     joins_heads: bool = False
+    flat_feed_forward: bool = False
 
     @property
     def tokens(self) -> float:
@@ -101,24 +102,32 @@ def dropout(arena: Arena, flow: Flow, x: Value, share: float) -> Value:
     return arena.apply(x.size, x, saved=(mask,))
 
 
-def linear(arena: Arena, flow: Flow, weight: Adapted | None, x: Value, columns: tuple[int, int]) -> Value:
-    """A frozen weight with its adapters; `columns` are its inputs and outputs where it is no candidate."""
+def linear(
+    arena: Arena, flow: Flow, weight: Adapted | None, x: Value, columns: tuple[int, int], *, flat: bool = False
+) -> Value:
+    """A frozen weight with its adapters; `columns` are its inputs and outputs where it is no candidate.
+
+    `flat`: x is a matrix of tokens, whose gradient needs no view of another shape.
+    """
     d_in, d_out = columns if weight is None else (weight.d_in, weight.d_out)
     rows = x.size / (d_in * flow.width)
     size = rows * d_out * flow.width
     if weight is None:
-        return arena.apply(size, x, way_back=Back(view=True))
-    y = _frozen(arena, flow, weight, x, size)
+        return arena.apply(size, x, way_back=Back(view=not flat))
+    y = _frozen(arena, flow, weight, x, size, flat=flat)
     for present, rank, trained in (
         (weight.is_trained, weight.trained_rank, True),
         (weight.has_side, weight.side_rank, False),
     ):
         if present:
-            down = _factor(arena, flow, x, rows * rank * flow.width, rank * d_in, trained=trained)
-            up = _factor(arena, flow, down, size, rank * d_out, trained=trained)
+            down = _factor(arena, flow, x, rows * rank * flow.width, rank * d_in, trained=trained, flat=flat)
+            up = _factor(arena, flow, down, size, rank * d_out, trained=trained, flat=flat)
             del down
-            y = arena.add_up(y, _scaled(arena, up))
+            scaled = _scaled(arena, up)
             del up
+            y = arena.add_up(y, scaled)
+            if flow.bits not in (4, 8):  # peft's quantized layers have a name for it, until the next one has that name
+                del scaled
     return y
 
 
@@ -126,7 +135,7 @@ def _scaled(arena: Arena, x: Value) -> Value:
     return arena.apply(x.size, x)
 
 
-def _frozen(arena: Arena, flow: Flow, weight: Adapted, x: Value, size: float) -> Value:
+def _frozen(arena: Arena, flow: Flow, weight: Adapted, x: Value, size: float, *, flat: bool) -> Value:
     """The product with the base's own weight. A quantized one is dequantized for it, on both ways."""
     entries = weight.d_in * weight.d_out
     match flow.bits:
@@ -143,10 +152,10 @@ def _frozen(arena: Arena, flow: Flow, weight: Adapted, x: Value, size: float) ->
             del spare
             return y
         case _:
-            return arena.apply(size, x, way_back=Back(view=True))
+            return arena.apply(size, x, way_back=Back(view=not flat))
 
 
-def _factor(arena: Arena, flow: Flow, x: Value, size: float, parameters: float, *, trained: bool) -> Value:
+def _factor(arena: Arena, flow: Flow, x: Value, size: float, parameters: float, *, trained: bool, flat: bool) -> Value:
     """A product with one fp32 factor of an adapter, cast to the compute dtype where that is another."""
     saved: list[Buffer] = []
     beside = 0.0
@@ -157,7 +166,7 @@ def _factor(arena: Arena, flow: Flow, x: Value, size: float, parameters: float, 
         if x.edge is not None:
             saved.append(copy)
         beside = parameters * flow.width if trained else 0.0
-    back = Back(beside=beside, trained=FP32 * parameters if trained else None, view=True)
+    back = Back(beside=beside, trained=FP32 * parameters if trained else None, view=not flat)
     return arena.apply(size, x, saved=saved, kind=ADAPTERS, way_back=back)
 
 

@@ -92,3 +92,24 @@ def test_terms_are_whole_and_sum_to_the_total(drawn: tuple[ModelShape, StepConfi
     ]
     assert min(terms) >= 0
     assert sum(terms) == found.total_bytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps(), st.data())
+def test_another_trained_rank_never_needs_less(drawn: tuple[ModelShape, StepConfig], data: st.DataObject) -> None:
+    shape, config = drawn
+    # with no rank at all, or all of them, one of the two paths is not there
+    ranks = {name: min(max(rank, 1), RANK - 2) for name, rank in config.ranks.items()}
+    name = data.draw(st.sampled_from(sorted(ranks)))
+    more = ranks | {name: ranks[name] + 1}
+    assert _total(shape, replace(config, ranks=more)) >= _total(shape, replace(config, ranks=ranks))
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps())
+def test_checkpointing_holds_no_more_but_its_own_buffers(drawn: tuple[ModelShape, StepConfig]) -> None:
+    shape, config = drawn
+    without = _total(shape, replace(config, gradient_checkpointing=False))
+    # the input of every layer, and beside the layer that is computed again, its output's gradient and the scaled one
+    own = (shape.layers + 2) * config.tokens * shape.hidden_size * 4
+    assert _total(shape, replace(config, gradient_checkpointing=True)) <= without + own + 16

@@ -41,6 +41,19 @@ def make_tiny_model(folder: Path, kind: Kind, *, seed: int = 0, dropout: float =
     return folder
 
 
+def make_gpt2(folder: Path, width: int, layers: int) -> Path:
+    """Write a GPT-2 with random weights of that size, 12 * layers * width**2 of them, and a tiny vocabulary."""
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    words = len(SPECIAL) + len(WORDS)
+    config = transformers.GPT2Config(
+        vocab_size=words, n_embd=width, n_layer=layers, n_head=8, n_positions=POSITIONS, bos_token_id=2, eos_token_id=3
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    _tokenizer("gpt2").save_pretrained(folder)
+    return folder
+
+
 def _model(kind: Kind, dropout: float, words: int) -> Any:
     match kind:
         case "bert":

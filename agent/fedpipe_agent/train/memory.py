@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import gc
+import os
 import resource
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ _RESET_PEAK = "5"
 
 _MAX_CUDA_CONTEXT = 1024 * MIB
 """On a shared GPU the driver's figures include other processes; a context of its own is never larger than this."""
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+"""Of mallopt(3)."""
+_LOADING_BLOCK = 128 * 1024
+"""In bytes: where the C library begins, before blocks that were freed raise it."""
 
 _SIGNS = (
     "defaultcpuallocator",
@@ -176,11 +183,17 @@ class HostMeter(Meter):
 
     @contextlib.contextmanager
     def mapping(self, size_bytes: int) -> Iterator[None]:
-        """Leave room for private mappings of checkpoint files, which RLIMIT_DATA counts in full."""
+        """Leave room for private mappings of checkpoint files, which RLIMIT_DATA counts in full.
+
+        What is copied out of them to be converted, tensor by tensor, goes back to the system at once. In the heap it
+        would leave holes between what stays, which RLIMIT_DATA counts: more than fewer bits save.
+        """
         self._set(self._data_bytes + size_bytes)
+        _map_from(_LOADING_BLOCK, trim=_LOADING_BLOCK)
         try:
             yield
         finally:
+            _map_from(_from_environment("MMAP", 32 * MIB), trim=_from_environment("TRIM", 64 * MIB))
             self._set(self._data_bytes)
 
 
@@ -245,6 +258,20 @@ def open_meter(device: Literal["cpu", "cuda"], limit_bytes: int) -> Meter:
         MemoryExceededError: if the limit is below what the runtime takes by itself.
     """
     return HostMeter(limit_bytes) if device == "cpu" else CudaMeter(limit_bytes)
+
+
+def _map_from(size_bytes: int, *, trim: int) -> None:
+    """Have the C library map blocks from `size_bytes` on by themselves, and keep `trim` bytes at the heap's end."""
+    with contextlib.suppress(OSError, AttributeError):  # musl has no mallopt
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, size_bytes)
+        library.mallopt(_M_TRIM_THRESHOLD, trim)
+
+
+def _from_environment(threshold: str, otherwise: int) -> int:
+    """A threshold as this process was started with it; `otherwise` is as far as the C library itself would raise it."""
+    said = os.environ.get(f"MALLOC_{threshold}_THRESHOLD_", "")
+    return min(int(said), otherwise) if said.isascii() and said.isdigit() else otherwise
 
 
 def _warm_up() -> None:

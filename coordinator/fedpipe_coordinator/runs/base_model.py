@@ -3,7 +3,8 @@
 Pure. Silos must hold the same base; what may differ is how many labels a silo has, and with it its head's last layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from fedpipe_profiles.contribution import Contribution, ContributionMethod
 from fedpipe_profiles.model import BlockShape, ModelShape
@@ -68,6 +69,10 @@ def commonest_base(surveys: Sequence[Survey]) -> str:
     return max(sorted(set(identities)), key=identities.count)
 
 
+_ROUNDING = 1e-6
+"""Of a curve's top: how far its steps may rise, as sums of rounded numbers do."""
+
+
 def curve_problem(
     contribution: Contribution, shape: ModelShape, max_rank: int, method: ContributionMethod
 ) -> str | None:
@@ -84,13 +89,24 @@ def curve_problem(
     got = {name: len(curve) for name, curve in contribution.curves.items()}
     differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
     if not differing:
-        falling = sorted(name for name, curve in contribution.curves.items() if list(curve) != sorted(curve))
-        return f"the curve of {falling[0]!r} falls, and a larger rank never contributes less" if falling else None
+        return _bent(contribution.curves)
     name = differing[0]
     return (
         f"{len(differing)} curves do not fit the model, the first is {name!r}: "
         f"expected {expected.get(name, 0)} ranks, got {got.get(name, 0)}"
     )
+
+
+def _bent(curves: Mapping[str, Sequence[float]]) -> str | None:
+    """Which curve falls, or grows faster with the rank: components count in falling order, and plans rely on it."""
+    for name, curve in sorted(curves.items()):
+        steps = [after - before for before, after in pairwise((0.0, *curve))]
+        slack = _ROUNDING * max(curve, default=0.0)
+        if any(step < 0 for step in steps):
+            return f"the curve of {name!r} falls, and a larger rank never contributes less"
+        if any(later > earlier + slack for earlier, later in pairwise(steps)):
+            return f"the curve of {name!r} is not concave: a later rank never contributes more than an earlier one"
+    return None
 
 
 def _module(parameter: str) -> str:

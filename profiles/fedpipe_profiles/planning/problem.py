@@ -130,9 +130,23 @@ class JobProblem:
             "no weight has any contribution: every gradient was zero, check data and labels": not any(
                 value > 0 for curve in self.curves.values() for value in curve
             ),
+            **self._ladder_problems(smallest),
         }
         if any(problems.values()):
             raise PlanningError("; ".join(text for text, wrong in problems.items() if wrong))
+
+    def _ladder_problems(self, smallest: int) -> dict[str, bool]:
+        widest = max((min(weight.d_in, weight.d_out) for weight in self.shape.weights), default=0)
+        gained = any(_at(curve, smallest) > 0 for curve in self.curves.values())
+        return {
+            f"the ladder {list(self.rank_ladder)} begins at rank {smallest}, and no weight of the model has more than "
+            f"{widest}, the lesser of its two sides: lower adapter.rank_ladder": smallest > widest,
+            f"no weight contributes anything at rank {smallest}, where the ladder {list(self.rank_ladder)} begins": any(
+                curve and curve[-1] > 0 for curve in self.curves.values()
+            )
+            and smallest >= 1
+            and not gained,
+        }
 
     @cached_property
     def increments(self) -> Increments:

@@ -220,6 +220,39 @@ def test_the_plot_shows_the_chosen_point_and_every_device_with_names_escaped(
     assert not list(tmp_path.glob(".plot-*"))
 
 
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_what_is_no_file_is_not_replaced_by_the_plot(
+    plan: Plan, small: Path, tmp_path: Path, *, through_a_link: bool
+) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    code, _, err = plan(small, "--device", "catalog:l4", "--plot", link if through_a_link else pipe)
+    assert code == ExitCode.OUTPUT_UNWRITABLE
+    assert "a device, a pipe or a socket" in err
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert link.is_symlink()
+
+
+def test_a_link_stays_and_the_file_that_it_names_has_the_plot(plan: Plan, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    svg, link = tmp_path / "elsewhere" / "real.svg", tmp_path / "out.svg"
+    link.symlink_to(svg)  # to what is not there yet
+    assert plan(small, "--device", "catalog:l4", "--plot", link)[0] == 0
+    assert link.is_symlink()
+    first = svg.read_text()
+    assert plan(small, "--device", "catalog:t4", "--plot", link)[0] == 0
+    assert link.is_symlink()
+    assert svg.read_text() != first
+
+
+def test_a_link_to_itself_is_told(plan: Plan, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop.svg").symlink_to(tmp_path / "loop.svg")
+    code, _, err = plan(small, "--device", "catalog:l4", "--plot", "loop.svg")
+    harmless(code, err)
+    assert code == ExitCode.OUTPUT_UNWRITABLE
+
+
 def test_the_curve_has_the_chosen_point_as_its_best(plan: Plan, small: Path) -> None:
     found = answer(plan, small, "--device", "catalog:t4", "--device", "catalog:laptop")
     (chosen,) = [point for point in found["curve"] if point["deadline_s"] == found["deadline_s"]]

@@ -10,6 +10,7 @@ from typing import Literal
 
 from fedpipe_agent.trainer_protocol import OpenRequest
 from fedpipe_data.source import DatasetSource
+from fedpipe_profiles.costs.memory import context_bytes
 from fedpipe_profiles.device import MIB, DeviceProfile
 from fedpipe_profiles.plain_text import plain
 from fedpipe_profiles.plan import Plan
@@ -20,7 +21,10 @@ from fedpipe_wire.transfer import TransferSection
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What stays the same while the agent runs, but for the profile, which is measured anew."""
+    """What stays the same while the agent runs, but for the profile, which is measured anew.
+
+    `context_bytes` is what the last trainer held before it loaded a base, None until one was opened.
+    """
 
     profile: DeviceProfile
     datasets: Mapping[str, DatasetSource]
@@ -30,6 +34,7 @@ class Setup:
     transfer: TransferSection = field(default_factory=TransferSection)
     hub_models: frozenset[str] = frozenset()
     trusted_models: frozenset[str] = frozenset()
+    context_bytes: int | None = None
 
 
 def refusal(setup: Setup, task: SurveyTask | ScoreTask | TrainTask | EvaluateTask) -> str | None:
@@ -52,8 +57,12 @@ def _plan_refusal(setup: Setup, terms: JobTerms, plan: Plan) -> str | None:
     if plan.bits not in profile.supported_bits:
         return f"the plan asks for {plan.bits} bits, this device supports {list(profile.supported_bits)}"
     limit = profile.memory_limit_bytes()
-    if plan.predicted.peak_bytes > limit:
-        return f"the plan expects {plan.predicted.peak_bytes / MIB:.0f} MiB, this device lends {limit / MIB:.0f} MiB"
+    context = setup.context_bytes or context_bytes(profile, ())
+    if plan.predicted.peak_bytes + context > limit:
+        return (
+            f"the plan expects {plan.predicted.peak_bytes / MIB:.0f} MiB and a trainer holds {context / MIB:.0f} MiB "
+            f"beside, this device lends {limit / MIB:.0f} MiB"
+        )
     if plan.batch_size not in terms.batch_sizes:
         return f"the plan asks for batches of {plan.batch_size}, its job allows {list(terms.batch_sizes)}"
     if plan.sequence_length > terms.sequence_length:

@@ -274,6 +274,8 @@ class Daemon:
             self._apply(ev.NotShelved(failure.sha256, failure.reason))
 
     def _apply(self, event: ev.AgentEvent) -> None:
+        if isinstance(event, ev.AdapterReady) and not self._state.in_hand:
+            self._look_again(self._clock())  # the trainer's limit is what is free as its work is handed over
         before = self._state.memory
         self._state, actions = step(self._state, event, self._clock())
         if self._state.memory is not before and self._state.memory != before:

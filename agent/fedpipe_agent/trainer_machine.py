@@ -33,7 +33,8 @@ MAX_DEATHS = 1
 def replied(state: AgentState, reply: Reply) -> Outcome:
     """The trainer said something."""
     if isinstance(reply, Opened):
-        return replace(state, opened=True), ()
+        held = replace(state.setup, context_bytes=reply.context_bytes or None)
+        return replace(state, opened=True, setup=held), ()
     task = state.task
     if task is None or state.stage not in ("fetching", "working"):
         return state, ()

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fedpipe_profiles.values import Count, PositiveSize, Share, Size, Value
 
-_SUMS = ("weight_parameters", "weight_widths", "largest_weight", "output_features", "head_parameters")
+_DERIVED = ("weight_parameters", "weight_widths", "largest_weight", "output_features", "head_parameters", "_by_name")
 _MOST_PLACES = 8
 """Norms or dropouts of one layer; known architectures have at most 4."""
 
@@ -118,9 +118,9 @@ class ModelShape(Value):
         return sum(parameter.parameters for parameter in self.head)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """As pydantic's; sums over weights that may have been replaced are taken anew."""
+        """As pydantic's; what follows from weights that may have been replaced is found anew."""
         copy = super().model_copy(update=update, deep=deep)
-        for name in _SUMS:
+        for name in _DERIVED:
             copy.__dict__.pop(name, None)
         return copy
 
@@ -130,7 +130,9 @@ class ModelShape(Value):
         Raises:
             KeyError: if the model has no such weight.
         """
-        for weight in self.weights:
-            if weight.name == name:
-                return weight
-        raise KeyError(name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, WeightShape]:
+        """Of two weights of one name, which no model has, the first."""
+        return {weight.name: weight for weight in reversed(self.weights)}

@@ -35,7 +35,11 @@ class SettingsReport:
     def lines(self, error: ValidationError) -> list[str]:
         """One line per key that has a problem; the alternatives of one key are joined."""
         allowed: dict[Key, list[str]] = {}
-        for detail in error.errors(include_url=False)[:_WORDED]:
+        details = error.errors(include_url=False)[:_WORDED]
+        with_inner = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
+        for detail in details:
+            if detail["type"] == "too_short" and detail["loc"] in with_inner:
+                continue  # it has too few items only because some have problems of their own
             location = tuple(str(part) for part in detail["loc"])
             match detail["type"]:
                 case "default_factory_not_called":

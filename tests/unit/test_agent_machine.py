@@ -236,7 +236,7 @@ def test_a_round_without_work_ends_what_is_left_of_the_one_before() -> None:
         (train_task(sequence_length=17), "17 tokens per example, its job for 16"),
         (
             train_task(predicted=Prediction(peak_bytes=1 << 31, round_s=1.0, compute_s=1.0, up_bytes=1, down_bytes=1)),
-            "expects 2048 MiB, this device lends 1024 MiB",
+            "beside, this device lends 1024 MiB",
         ),
         (
             survey_task().model_copy(update={"terms": survey_task().terms.model_copy(update={"dataset": "x"})}),
@@ -550,3 +550,22 @@ def test_an_update_of_a_run_that_is_not_worked_on_ends_with_its_run() -> None:
     assert asked(agent.task(end_task())) == []
     assert agent.all(DropUpdate) == [DropUpdate(update)]
     assert agent.state.in_hand
+
+
+@pytest.mark.parametrize(("context_mib", "refused"), [(200, False), (600, True), (None, True)])
+def test_a_plan_must_fit_beside_what_the_trainer_itself_holds(context_mib: int | None, *, refused: bool) -> None:
+    """Of 1 GiB that is lent, 700 MiB for training leave 324 for the process: too few for what is held by default."""
+    mib = 1 << 20
+    agent = _surveyed_and_scored()
+    known = None if context_mib is None else context_mib * mib
+    agent.state = replace(agent.state, setup=replace(agent.state.setup, context_bytes=known))
+    predicted = Prediction(peak_bytes=700 * mib, round_s=1.0, compute_s=1.0, up_bytes=1, down_bytes=1)
+    told = [message for message in said(agent.task(train_task(predicted=predicted))) if isinstance(message, Refused)]
+    assert bool(told) is refused
+
+
+def test_what_a_trainer_says_that_it_holds_is_remembered() -> None:
+    agent = DriveAgent()
+    agent.task(survey_task())
+    agent.reply(Opened(context_bytes=12345, versions={}))
+    assert agent.state.setup.context_bytes == 12345

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from agent_desk import AGENT
-from agent_in_process import new_machine
+from agent_in_process import LIMIT, new_machine
 from run_support import device
 
 from fedpipe_agent.freshness import IDLE_S, LEAST_BYTES, SAMPLES, Freshness
 from fedpipe_agent.probe import measure_again
+from fedpipe_agent.trainer_protocol import TrainRequest
 from fedpipe_profiles.device import MIB, DeviceProfile, Limits
 from fedpipe_wire.agent_messages import Profile
 
@@ -128,4 +129,30 @@ def test_an_agent_tells_a_change_once_and_a_steady_machine_nothing(tmp_path: Pat
     idle(3 * IDLE_S)
     assert told[begun:] == [600.0]
     assert machine.daemon._state.setup.profile.memory_limit_bytes() == 600 * MIB
+    machine.kill()
+
+
+def test_the_limit_of_a_training_is_what_is_free_as_it_is_handed_over(tmp_path: Path) -> None:
+    machine, desk = new_machine(tmp_path)
+    machine.start()
+    assert machine.daemon is not None
+    free = [1000.0]
+    machine.daemon._freshness = Freshness(lambda profile, _: lending(free[0]).model_copy(update={"link": profile.link}))
+    limits: list[int] = []
+    ask = machine.daemon._seat.ask
+
+    def listening(request: Any) -> Any:
+        if isinstance(request, TrainRequest):
+            limits.append(request.memory_limit_bytes or 0)
+        return ask(request)
+
+    machine.daemon._seat.ask = listening  # type: ignore[method-assign]  # to see what the trainer is asked
+    desk.say(desk.task(1))
+    free[0] = 700.0
+    for _ in range(LIMIT):
+        if limits:
+            break
+        machine.pump()
+        desk.pump()
+    assert limits == [700 * MIB]
     machine.kill()

@@ -15,7 +15,9 @@ import pytest
 
 from fedpipe_coordinator.cli import main
 from fedpipe_coordinator.exit_codes import ExitCode
+from fedpipe_coordinator.whatif.changes import twice_as_fast
 from fedpipe_profiles.catalog.device_catalogue import catalogued_device
+from fedpipe_profiles.device import DequantizationRate, OptimizerRate
 
 JOB = """
 [job]
@@ -145,6 +147,33 @@ def test_what_a_change_promises_is_what_a_plan_of_the_changed_device_gives(plan:
     assert given["progress"] == pytest.approx(promised["after"]["progress"], rel=0.01)
 
 
+def test_what_a_change_starts_from_is_what_the_heading_says(plan: Plan, small: Path) -> None:
+    found = answer(plan, small, "--device", "catalog:t4x3", "--device", "catalog:laptop", "--uplink", "2")
+    fleet = [each for each in found["what_if"] if each["device"] is None]
+    assert len(fleet) == 3
+    for each in fleet:
+        assert each["before"]["progress"] == found["progress"]
+        assert each["before"]["round_s"] == pytest.approx(found["deadline_s"], abs=1e-3)
+
+
+def test_twice_the_compute_halves_every_measured_time() -> None:
+    one = {"repeats": 3, "relative_spread": 0.1}
+    plain = DequantizationRate(bits=4, shape=(512, 512), values_per_s=1e9, **one)
+    step = OptimizerRate(parameters=1 << 20, parameters_per_s=1e8, **one)
+    profile = catalogued_device("l4").profile("d").model_copy(update={"dequantization": (plain,), "optimizer": step})
+    before, after = profile.model_dump(), twice_as_fast(profile).model_dump()
+    rates = ("flops_per_s", "bytes_per_s", "values_per_s", "parameters_per_s")
+
+    def found(data: Any) -> list[float]:
+        if isinstance(data, dict):
+            own = [value for key, value in data.items() if key in rates]
+            return own + [each for value in data.values() for each in found(value)]
+        return [each for part in data for each in found(part)] if isinstance(data, tuple | list) else []
+
+    assert len(found(before)) == len(profile.matmul) + 3
+    assert found(after) == [2 * value for value in found(before)]
+
+
 def test_alike_devices_weigh_as_if_they_were_named_one_by_one(plan: Plan, small: Path) -> None:
     three = answer(plan, small, "--device", "catalog:t4x3", "--device", "catalog:laptop")
     each = answer(plan, small, *["--device", "catalog:t4"] * 3, "--device", "catalog:laptop")
@@ -220,6 +249,39 @@ def test_the_plot_shows_the_chosen_point_and_every_device_with_names_escaped(
     assert not list(tmp_path.glob(".plot-*"))
 
 
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_what_is_no_file_is_not_replaced_by_the_plot(
+    plan: Plan, small: Path, tmp_path: Path, *, through_a_link: bool
+) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    code, _, err = plan(small, "--device", "catalog:l4", "--plot", link if through_a_link else pipe)
+    assert code == ExitCode.OUTPUT_UNWRITABLE
+    assert "a device, a pipe or a socket" in err
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert link.is_symlink()
+
+
+def test_a_link_stays_and_the_file_that_it_names_has_the_plot(plan: Plan, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    svg, link = tmp_path / "elsewhere" / "real.svg", tmp_path / "out.svg"
+    link.symlink_to(svg)  # to what is not there yet
+    assert plan(small, "--device", "catalog:l4", "--plot", link)[0] == 0
+    assert link.is_symlink()
+    first = svg.read_text()
+    assert plan(small, "--device", "catalog:t4", "--plot", link)[0] == 0
+    assert link.is_symlink()
+    assert svg.read_text() != first
+
+
+def test_a_link_to_itself_is_told(plan: Plan, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop.svg").symlink_to(tmp_path / "loop.svg")
+    code, _, err = plan(small, "--device", "catalog:l4", "--plot", "loop.svg")
+    harmless(code, err)
+    assert code == ExitCode.OUTPUT_UNWRITABLE
+
+
 def test_the_curve_has_the_chosen_point_as_its_best(plan: Plan, small: Path) -> None:
     found = answer(plan, small, "--device", "catalog:t4", "--device", "catalog:laptop")
     (chosen,) = [point for point in found["curve"] if point["deadline_s"] == found["deadline_s"]]
@@ -238,6 +300,35 @@ def test_a_base_that_no_device_holds_says_what_would(plan: Plan, tmp_path: Path)
     assert "h200 (4, 8 bits)" in err
     assert "GiB" in err
     assert "rtx-3060" in out
+
+
+def test_a_deadline_of_a_nanosecond_is_told_as_it_was_given(plan: Plan, small: Path) -> None:
+    code, out, err = plan(small, "--device", "catalog:l4", "--deadline", "1e-9")
+    assert code == ExitCode.NOTHING_FITS
+    assert "deadline of 1e-09 s" in err
+    assert "deadline 1e-09 s, given" in out
+
+
+def test_where_nothing_fits_no_deadline_is_called_chosen_nor_its_choice_advised(
+    plan: Plan, small: Path, tmp_path: Path
+) -> None:
+    slow = json.loads(broken_profile(matmul=None))
+    rate = {"dtype": "float32", "shape": [8, 8, 8], "flops_per_s": 1e6, "repeats": 1, "relative_spread": 0.0}
+    (tmp_path / "slow.json").write_text(json.dumps(slow | {"matmul": [rate]}))
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 300}))
+    more = ("-s", "train.sequence_length=8192", "-s", "train.batch_sizes=[16]")
+    code, out, err = plan(small, "--device", "slow.json", *more)
+    assert code == ExitCode.NOTHING_FITS
+    assert "--deadline auto" not in err
+    assert "for the most progress" not in out
+    assert "no deadline is chosen" in out
+
+
+def test_a_device_without_free_memory_is_told_so(plan: Plan, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "full.json").write_bytes(broken_profile(accelerator__free_bytes=0))
+    code, out, _ = plan(small, "--device", "full.json", "--device", "catalog:l4")
+    assert code == 0
+    assert "reports no free memory: 0 of" in out
 
 
 def test_a_deadline_shorter_than_loading_the_model_says_how_long_that_is(plan: Plan, tmp_path: Path) -> None:
@@ -284,6 +375,18 @@ PROFILES: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "is not JSON"),
     "bytes": (b"\xff\xfe\x00", "JSON"),
 }
+
+
+def test_a_figure_that_is_no_number_is_one_problem(plan: Plan, small: Path, tmp_path: Path) -> None:
+    rates = [
+        {"dtype": "float32", "shape": [8, 8, 8], "flops_per_s": float("nan"), "repeats": 1, "relative_spread": 0.0}
+    ]
+    (tmp_path / "p.json").write_bytes(broken_profile(matmul=rates))
+    code, _, err = plan(small, "--device", "p.json")
+    assert code == ExitCode.INPUT_UNUSABLE
+    assert "it has 1 problem:" in err
+    assert "matmul.0.flops_per_s" in err
+    assert "at least 1 item" not in err
 
 
 def harmless(code: int, err: str) -> None:

@@ -22,7 +22,7 @@ from fedpipe_agent.train.refresh import SHARE, Account, Batches
 from fedpipe_agent.train.worker import Worker
 from fedpipe_agent.trainer_protocol import OpenRequest, Reply, TrainedReply, TrainRequest
 from fedpipe_data.source import DatasetSource
-from fedpipe_profiles.contribution import ContributionMethod
+from fedpipe_profiles.contribution import Contribution, ContributionMethod
 from fedpipe_wire.message_values import JobTerms
 
 MANY = 140
@@ -231,6 +231,44 @@ def test_no_memory_for_it_loses_nothing_but_the_refresh(
     monkeypatch.undo()
     monkeypatch.setattr(worker, "open_meter", lambda *_: FreeMeter())
     assert rig.train(score_batches=0).examples == MANY
+
+
+def not_finite(*_given: Any, **_more: Any) -> Any:
+    return torch.linalg.svd(torch.full((3, 3), torch.nan))
+
+
+def too_large(*_given: Any, **_more: Any) -> Any:
+    return Contribution(method="gradient-sketch", examples=1, curves={"w": (1e31,)})
+
+
+def broken(*_given: Any, **_more: Any) -> Any:
+    raise KeyError("\x1b[2J a patient's name")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [(not_finite, "no finite figures"), (too_large, "too large"), (broken, "unexpected KeyError")]
+)
+def test_no_error_of_a_refresh_loses_the_update(
+    tmp_path: Path, silo: Silo, clock: PassClock, monkeypatch: pytest.MonkeyPatch, fault: Any, words: str
+) -> None:
+    rig = Rig(tmp_path, silo, clock, monkeypatch, "gradient-sketch")
+    faulty = replace(METHODS["gradient-sketch"], measure=fault)
+    monkeypatch.setattr(contribution_methods, "METHODS", {"gradient-sketch": faulty})
+    reply = rig.train(score_batches=4)
+    assert (reply.examples, reply.contribution) == (MANY, None)
+    (said,) = [action for action in reply.actions if "not measured again" in action]
+    assert words in said
+    assert "patient" not in said
+
+
+def test_no_error_outside_of_the_measuring_loses_the_update(
+    tmp_path: Path, silo: Silo, clock: PassClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path, silo, clock, monkeypatch, "gradient-sketch")
+    monkeypatch.setattr("fedpipe_agent.train.refresher.refresh", broken)
+    reply = rig.train(score_batches=4)
+    assert (reply.examples, reply.contribution) == (MANY, None)
+    assert "contribution not measured again: unexpected KeyError" in reply.actions
 
 
 def test_it_is_measured_where_the_adapters_have_brought_the_model(tmp_path: Path) -> None:

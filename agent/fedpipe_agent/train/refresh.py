@@ -7,6 +7,9 @@ account, the deadline or the memory, it is left out, and the reply says so.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+from pydantic import ValidationError
+
 from fedpipe_agent.train.adapters import Factors
 from fedpipe_agent.train.base import Base
 from fedpipe_agent.train.contribution_methods import METHODS, measure_contribution
@@ -146,6 +149,15 @@ def refresh(
     return _measured(base, beside, account, how, chosen)
 
 
+def not_measured(error: Exception) -> str:
+    """What is said of a refresh that failed; of an unforeseen error its kind only, for its text may hold data."""
+    if isinstance(error, MemoryExceededError) or is_out_of_memory(error):
+        return f"{_NOT}out of memory"
+    if isinstance(error, ValidationError | torch.linalg.LinAlgError):
+        return f"{_NOT}its gradients are no finite figures, or too large ones"
+    return f"{_NOT}{error if isinstance(error, ModelError) else f'unexpected {type(error).__name__}'}"
+
+
 def _measured(
     base: Base, beside: Mapping[str, Mapping[str, Factors]], account: Account, how: Refresh, chosen: Batches
 ) -> Refreshed:
@@ -166,12 +178,8 @@ def _measured(
             may_go_on=lambda: how.clock() < stop_at,
             said=lambda _: ticks.append(how.clock()),
         )
-    except ModelError as error:
-        said = f"{_NOT}{error}"
-    except (MemoryExceededError, RuntimeError, SystemError, MemoryError, OSError) as error:
-        if not (isinstance(error, MemoryExceededError) or is_out_of_memory(error)):
-            raise
-        said = f"{_NOT}out of memory"
+    except Exception as error:  # noqa: BLE001 - the update is written: no fault of a refresh may lose it
+        said = not_measured(error)
     # outside of the handlers, so that nothing refers to the failed graph
     how.meter.release()
     seconds = how.clock() - started

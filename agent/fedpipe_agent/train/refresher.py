@@ -10,7 +10,7 @@ from fedpipe_agent.train.adapters import Factors
 from fedpipe_agent.train.base import Base
 from fedpipe_agent.train.data import Encoded, Encoder, Example, batches
 from fedpipe_agent.train.memory import Meter
-from fedpipe_agent.train.refresh import FIRST_FIXED_S, Account, Batches, Refresh, refresh
+from fedpipe_agent.train.refresh import FIRST_FIXED_S, Account, Batches, Refresh, not_measured, refresh
 from fedpipe_agent.trainer_protocol import TrainedReply, TrainRequest
 from fedpipe_profiles.plan import Plan
 from fedpipe_wire.message_values import JobTerms
@@ -57,7 +57,10 @@ class Refresher:
         # what fitted with checkpointing may not fit without, and scoring has none
         largest = 1 if figures.gradient_checkpointing else figures.batch_size
         how = self._how(base, request.plan, largest, stop_at)
-        found = refresh(base, beside, self._account, how, asked=request.score_batches, example_s=example_s)
+        try:
+            found = refresh(base, beside, self._account, how, asked=request.score_batches, example_s=example_s)
+        except Exception as error:  # noqa: BLE001 - the update is written: no fault of a refresh may lose it
+            return reply.model_copy(update={"actions": (*reply.actions, not_measured(error))})
         self._account = found.account
         actions = (*reply.actions, found.said) if found.said else reply.actions
         return reply.model_copy(

@@ -90,13 +90,18 @@ def curve_data(forecast: Forecast) -> list[dict[str, Any]]:
     """Every deadline that was looked at, with the under-training rate of each device."""
     return [
         {
-            "deadline_s": round(point.deadline_s, 3),
+            "deadline_s": _deadline(point.deadline_s),
             "progress": round(point.progress, 6),
             "progress_per_hour": round(3600 * point.progress_per_s, 6),
             "under_training": {name: round(rate, 4) for name, rate in point.under_training.items()},
         }
         for point in forecast.curve
     ]
+
+
+def _deadline(seconds: float) -> float:
+    """Rounded to a millisecond, and one below a second to six figures: it is never 0."""
+    return round(seconds, 3) if seconds >= 1 else float(f"{seconds:.6g}")
 
 
 def answer_data(
@@ -114,7 +119,7 @@ def answer_data(
         **about,
         "parameters": shape.weight_parameters + shape.other_parameters + shape.head_parameters,
         "adapted_weights": len(job.curves),
-        "deadline_s": round(forecast.deadline_s, 3),
+        "deadline_s": _deadline(forecast.deadline_s),
         "deadline_chosen": forecast.chosen,
         "progress": round(forecast.progress, 6),
         "progress_per_hour": round(forecast.progress_per_hour, 6),

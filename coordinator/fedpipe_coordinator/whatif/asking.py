@@ -24,6 +24,7 @@ from fedpipe_profiles.catalog.device_catalogue import CAVEAT
 from fedpipe_profiles.costs.transfers import UNMEASURED_DOWNLINK_BPS, UNMEASURED_UPLINK_BPS
 from fedpipe_profiles.model import ModelShape
 from fedpipe_profiles.plain_text import plain
+from fedpipe_profiles.planning.deadline import LONGEST_DEADLINE_S
 from fedpipe_profiles.planning.problem import JobProblem
 from fedpipe_profiles.values import MAX_COUNT
 
@@ -151,6 +152,11 @@ def nothing_fits(answered: Mapping[str, Any]) -> str | None:
         return None
     if any(device["bound"] == "memory" for device in devices):
         return _what_memory_would_do(answered)
+    if answered["deadline_chosen"]:
+        return (
+            f"no device can do one step within the longest deadline there is, {LONGEST_DEADLINE_S:g} s: take faster "
+            "devices or links (--device, --uplink, --downlink), or a smaller model"
+        )
     return (
         f"no device can do one step within the deadline of {answered['deadline_s']:g} s: give a longer one with "
         "--deadline, or have it chosen with --deadline auto"

@@ -88,44 +88,42 @@ def faster_link(profile: DeviceProfile) -> DeviceProfile:
 
 
 def twice_as_fast(profile: DeviceProfile) -> DeviceProfile:
-    """Twice the products and twice the bytes per second."""
+    """Twice the products, the bytes, the weights made plain and the parameters changed per second."""
     matmul = tuple(rate.model_copy(update={"flops_per_s": 2 * rate.flops_per_s}) for rate in profile.matmul)
     bandwidth = profile.bandwidth.model_copy(update={"bytes_per_s": 2 * profile.bandwidth.bytes_per_s})
-    return profile.model_copy(update={"matmul": matmul, "bandwidth": bandwidth})
+    plain = tuple(rate.model_copy(update={"values_per_s": 2 * rate.values_per_s}) for rate in profile.dequantization)
+    step = profile.optimizer
+    if step is not None:
+        step = step.model_copy(update={"parameters_per_s": 2 * step.parameters_per_s})
+    changes = {"matmul": matmul, "bandwidth": bandwidth, "dequantization": plain, "optimizer": step}
+    return profile.model_copy(update=changes)
 
 
 CHANGES: dict[str, Change] = {"+1 GiB": more_memory, "+10 Mbit/s": faster_link, "2x compute": twice_as_fast}
 
 
 def what_ifs(job: JobProblem, fleet: Sequence[Asked], forecast: Forecast, data: DataGuess) -> tuple[WhatIf, ...]:
-    """Every change, first for the fleet, then for each device where it is worth telling.
-
-    The fleet's progress before and after is what the choice of a deadline sees, which looks quickly at many.
-    """
+    """Every change, first for the fleet, then for each device where it is worth telling; planned as the forecast is."""
     deadline_s = forecast.deadline_s
-    seen = next((point.progress for point in forecast.curve if point.deadline_s == deadline_s), forecast.progress)
-    before = Outcome(seen, deadline_s)
+    before = Outcome(forecast.progress, deadline_s)
     alone = {device.member.name: _outcome(device.plan, device.progress) for device in forecast.devices}
     found: list[WhatIf] = []
     for name, change in CHANGES.items():
         changed = [ask_one(job, replace(asked.member, profile=change(asked.member.profile)), data) for asked in fleet]
         after = _devices(job, changed, deadline_s)
-        found.append(WhatIf(name, None, before, _fleet(job, changed, after, None if forecast.chosen else deadline_s)))
+        chosen_s = deadline_of(job, changed, None)[0] if forecast.chosen else deadline_s
+        fleets = after if chosen_s == deadline_s else _devices(job, changed, chosen_s)
+        found.append(WhatIf(name, None, before, _fleet(changed, fleets, chosen_s)))
         each = (WhatIf(name, device, alone[device], outcome) for device, outcome in after.items())
         found.extend(told for told in each if told.worth_telling)
     return tuple(found)
 
 
-def _fleet(
-    job: JobProblem, fleet: Sequence[Asked], alone: Mapping[str, Outcome | None], given_s: float | None
-) -> Outcome:
-    """All devices together: at the deadline that was given, or one chosen anew."""
-    if given_s is None:
-        chosen, reached, _ = deadline_of(job, fleet, None)
-        return Outcome(reached, chosen)
+def _fleet(fleet: Sequence[Asked], alone: Mapping[str, Outcome | None], deadline_s: float) -> Outcome:
+    """All devices together, of what each reaches at a deadline."""
     total = sum(asked.weight for asked in fleet)
     each = ((asked.weight, alone[asked.member.name]) for asked in fleet)
-    return Outcome(sum(weight * done.progress for weight, done in each if done) / total, given_s)
+    return Outcome(sum(weight * done.progress for weight, done in each if done) / total, deadline_s)
 
 
 def _devices(job: JobProblem, fleet: Sequence[Asked], deadline_s: float) -> dict[str, Outcome | None]:

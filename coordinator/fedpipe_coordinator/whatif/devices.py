@@ -16,7 +16,7 @@ from fedpipe_coordinator.whatif.small_files import UnreadableError, named, read_
 from fedpipe_profiles.catalog.device_catalogue import UnknownDeviceError, catalogue_names, catalogued_device
 from fedpipe_profiles.costs.transfers import UNMEASURED_DOWNLINK_BPS, UNMEASURED_LATENCY_S, UNMEASURED_UPLINK_BPS
 from fedpipe_profiles.device import MIB, DeviceProfile, Link
-from fedpipe_profiles.device_checks import profile_problems
+from fedpipe_profiles.device_checks import limit_problems, profile_problems
 from fedpipe_profiles.plain_text import plain
 from fedpipe_profiles.settings_report import SettingsReport
 
@@ -199,7 +199,7 @@ def parse_profile(data: bytes, source: str) -> DeviceProfile:
         profile = DeviceProfile.model_validate_json(data, strict=True)
     except ValidationError as error:
         raise _refused(source, SettingsReport(DeviceProfile, tables, set()).lines(error)) from None
-    problems = profile_problems(profile)
+    problems = (*profile_problems(profile), *limit_problems(profile))
     if problems:
         raise _refused(source, problems)
     return profile

@@ -14,6 +14,8 @@ from fedpipe_profiles.costs.memory import (
     with_margin,
 )
 from fedpipe_profiles.costs.timing import DEFAULT_TIMING, load_s
+from fedpipe_profiles.device import MIB, DeviceProfile
+from fedpipe_profiles.plain_text import plain
 from fedpipe_profiles.plan import Bound, NoPlan, Plan
 from fedpipe_profiles.planning.deadline import CurvePoint, Member, choose_deadline
 from fedpipe_profiles.planning.options import FIDELITY, Prepared, prepare
@@ -199,7 +201,7 @@ def _device(job: JobProblem, asked: Asked, told: Plan | NoPlan) -> DeviceForecas
     lent = profile.memory_limit_bytes()
     if isinstance(told, NoPlan):
         _, needed = smallest_need(job, profile)
-        reason = told.reason
+        reason = told.reason if lent else _no_memory(profile)
         if told.bound == "time" and "loading" not in reason:
             reason = f"{reason}; loading the base takes {load_s(job.shape, DEFAULT_TIMING):.1f} s of it"
         return DeviceForecast(
@@ -225,6 +227,15 @@ def _device(job: JobProblem, asked: Asked, told: Plan | NoPlan) -> DeviceForecas
         memory=breakdown(job, profile, told),
         wanted=wanted,
         progress=progress_of(job, told, wanted),
+    )
+
+
+def _no_memory(profile: DeviceProfile) -> str:
+    gpu = profile.accelerator
+    name, total = ("host", profile.host.total_bytes) if gpu is None else (plain(gpu.name, 60), gpu.total_bytes)
+    return (
+        f"reports no free memory: 0 of {total / MIB:.0f} MiB of {name} are free; end what fills it, and measure the "
+        "device again with `fedpipe-agent probe --format json`"
     )
 
 

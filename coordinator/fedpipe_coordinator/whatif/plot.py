@@ -41,6 +41,8 @@ text { fill: #1b1f24; } .quiet { fill: #59636e; } .title { font-size: 16px; font
 _HUES = (210, 30, 140, 280, 0, 180, 60, 320)
 _DASHES = ("", "7 4", "2 3")
 
+_OTHER = "Name a file in a folder that is there and writable"
+
 Place = Callable[[float], float]
 
 
@@ -70,25 +72,34 @@ def plot_svg(answer: Mapping[str, Any]) -> str:
 
 
 def write_plot(path: Path, text: str) -> None:
-    """Write the file whole or not at all.
+    """Write the file whole or not at all; of a symbolic link, the file that it names.
 
     Raises:
-        PlotError: if it cannot be written.
+        PlotError: if it cannot be written, or what is there is no file.
     """
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".plot-", delete=False) as file:
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            raise PlotError(
+                f"the plot {named(path)} cannot be written: no file is there, but {_kind(target)}. {_OTHER}"
+            )
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=target.parent, prefix=".plot-", delete=False
+        ) as file:
             temporary = Path(file.name)
             file.write(text)
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except (OSError, ValueError) as error:
+        temporary.replace(target)
+    except (OSError, ValueError, RuntimeError) as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error)
-        raise PlotError(
-            f"the plot {named(path)} cannot be written: {reason}. Name a file in a folder that is there and writable"
-        ) from None
+        raise PlotError(f"the plot {named(path)} cannot be written: {plain(reason, 300)}. {_OTHER}") from None
+
+
+def _kind(target: Path) -> str:
+    return "a folder" if target.is_dir() else "a device, a pipe or a socket"
 
 
 def _umask() -> int:

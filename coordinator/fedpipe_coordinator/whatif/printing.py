@@ -58,6 +58,10 @@ def _heading(answer: Mapping[str, Any]) -> str:
 
 
 def _summary(answer: Mapping[str, Any]) -> str:
+    if not any(device["fits"] for device in answer["devices"]):
+        if answer["deadline_chosen"]:
+            return "no deadline is chosen: no device can carry anything at any"
+        return f"deadline {_seconds(answer['deadline_s'])}, given; no device can carry anything"
     how = "chosen for the most progress per second" if answer["deadline_chosen"] else "given"
     return (
         f"deadline {_seconds(answer['deadline_s'])}, {how}; progress of a round {answer['progress']:.1%} of the best "
@@ -146,7 +150,9 @@ def _pair(before: Any, after: Any, key: str, show: Any) -> str:
 
 
 def _seconds(value: float) -> str:
-    """Seconds as people say them."""
+    """Seconds as people say them; of very few, two figures."""
+    if 0 < value < 0.1:  # noqa: PLR2004  # which one decimal would show as none
+        return f"{value:.2g} s"
     if value < 10:  # noqa: PLR2004  # below it a decimal tells something
         return f"{value:.1f} s"
     return f"{value:.0f} s" if value < 7200 else f"{value / 3600:.1f} h"  # noqa: PLR2004  # two hours

@@ -117,6 +117,8 @@ class JobProblem:
         known = {weight.name for weight in self.shape.weights}
         unknown = sorted(self.curves.keys() - known)
         smallest = min(self.rank_ladder, default=0)
+        used = [rank for rank in self.rank_ladder if rank <= self.global_rank]
+        widest = max((min(w.d_in, w.d_out) for w in self.shape.weights if w.name in self.curves), default=0)
         problems = {
             f"no rank of the ladder {list(self.rank_ladder)} is from 1 to the global rank "
             f"{self.global_rank}: add one": not 1 <= smallest <= self.global_rank,
@@ -125,6 +127,8 @@ class JobProblem:
             )
             < 1,
             f"examples per round is {self.examples_per_round}: at least 1 is needed": (self.examples_per_round < 1),
+            f"the ladder {list(self.rank_ladder)} has ranks above {widest}, the smaller width of the model's widest "
+            f"weight, which none can have: leave them out": bool(widest) and max(used, default=0) > widest,
             f"least share is {self.least_share}: give a number from 0 to 1": not 0 <= self.least_share <= 1,
             f"the model has no weight {', '.join(unknown[:3])}: score the contribution with this model": bool(unknown),
             "no weight has any contribution: every gradient was zero, check data and labels": not any(
@@ -146,10 +150,15 @@ class JobProblem:
             for rank in ladder:
                 gain = _at(curve, rank) - _at(curve, below)
                 if gain <= 0:
-                    break
+                    continue
                 added = rank - below
                 rows.append((index, previous, added, added * (shape.d_in + shape.d_out), gain / total))
                 below, previous = rank, len(rows) - 1
+        if not rows:
+            raise PlanningError(
+                f"no rank of the ladder {ladder} gains anything on any weight, larger ones do: add a larger rank to "
+                "adapter.rank_ladder, or score the contribution again"
+            )
         weight, before, ranks, parameters, gains = zip(*rows, strict=True)
         return Increments(
             tuple(self.curves),

@@ -75,9 +75,9 @@ def replan(
     none = dict(made.none)
     plan_it = partial(plan_device, job, round_=round_, deadline_s=made.deadline_s, draw=draw, kinds=len(devices))
     for name, lacking in made.none.items():
-        plan, recalled[name] = _retried(job, members[name], profiles[name], recalled[name], lacking, plan_it)
-        if plan is not None:
-            plans[name] = plan
+        again, recalled[name] = _retried(job, members[name], profiles[name], recalled[name], lacking, plan_it)
+        if again is not None:
+            plans[name] = again
             del none[name]
     return replace(made, plans=plans, none=none), recalled
 

@@ -151,7 +151,7 @@ def test_only_the_first_refresh_of_a_round_counts_and_none_costs_an_update() -> 
         (Contribution(examples=8, curves=dict.fromkeys(("up", "down", "out"), (1.0, 2.0))), "expected 4 ranks, got 2"),
         (contribution(up=1.0, down=1.0, out=1.0).model_copy(update={"method": "sensitivity"}), "'sensitivity'"),
         (Contribution(examples=8, curves=dict.fromkeys(("up", "down", "out"), (9.0, 8.0, 7.0, 1.0))), "falls"),
-        (Contribution(examples=8, curves=dict.fromkeys(("up", "down", "out"), (1.0, 2.0, 4.0, 8.0))), "not concave"),
+        (Contribution(examples=8, curves=dict.fromkeys(("up", "down", "out"), (1.0, 2.0, 4.0, 8.0))), "bends upwards"),
     ],
     ids=(
         "a weight is missing",

@@ -496,7 +496,7 @@ def test_a_model_that_is_nowhere_says_how_to_give_its_configuration(plan: Plan, 
     assert "--config" in err
 
 
-def test_a_ladder_that_begins_beyond_every_weight_is_refused_by_name(plan: Plan, small: Path) -> None:
+def test_a_ladder_beyond_every_weight_is_refused_by_name(plan: Plan, small: Path) -> None:
     ladder = ("-s", "adapter.global_rank=4096", "-s", "adapter.rank_ladder=[4096]")
     code, _, err = plan(small, "--device", "catalog:l4", *ladder)
     assert code == ExitCode.BAD_SETTINGS

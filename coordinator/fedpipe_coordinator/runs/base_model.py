@@ -3,12 +3,16 @@
 Pure. Silos must hold the same base; what may differ is how many labels a silo has, and with it its head's last layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 from fedpipe_profiles.contribution import Contribution, ContributionMethod
 from fedpipe_profiles.model import BlockShape, ModelShape
 from fedpipe_wire.agent_messages import Survey
+
+_ROUNDING = 1e-5
+"""Of a curve's end: a step up the curve may be larger than the one before by this."""
 
 
 def with_labels(shape: ModelShape, own: int, wanted: int) -> ModelShape:
@@ -58,19 +62,20 @@ def block_problem(shape: ModelShape) -> str | None:
 
 
 def commonest_block(shapes: Sequence[ModelShape]) -> BlockShape | None:
-    """What most of the agents that know it say of a layer's work, for the plans of all; None where nobody knows it."""
-    said = [shape.block.model_dump_json() for shape in shapes if shape.block is not None]
-    return BlockShape.model_validate_json(max(sorted(set(said)), key=said.count)) if said else None
+    """What most agents say of a layer's work, for the plans of all; None where most say nothing, and of a tie.
+
+    Who says nothing has a vote too: else one agent that alone tells of it would decide for everybody.
+    """
+    said = Counter("" if shape.block is None else shape.block.model_dump_json() for shape in shapes)
+    most = max(said.values(), default=0)
+    winners = [each for each, count in said.items() if count == most]
+    return BlockShape.model_validate_json(winners[0]) if len(winners) == 1 and winners[0] else None
 
 
 def commonest_base(surveys: Sequence[Survey]) -> str:
     """The identity of the base that most silos hold; where two are as common, always the same one of them."""
     identities = [base_identity(survey.shape, len(survey.labels)) for survey in surveys]
     return max(sorted(set(identities)), key=identities.count)
-
-
-_ROUNDING = 1e-6
-"""Of a curve's top: how far its steps may rise, as sums of rounded numbers do."""
 
 
 def curve_problem(
@@ -89,7 +94,13 @@ def curve_problem(
     got = {name: len(curve) for name, curve in contribution.curves.items()}
     differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
     if not differing:
-        return _bent(contribution.curves)
+        falling = sorted(name for name, curve in contribution.curves.items() if list(curve) != sorted(curve))
+        if falling:
+            return f"the curve of {falling[0]!r} falls, and a larger rank never contributes less"
+        convex = sorted(name for name, curve in contribution.curves.items() if not _is_concave(curve))
+        return (
+            f"the curve of {convex[0]!r} bends upwards, and each rank contributes less than before" if convex else None
+        )
     name = differing[0]
     return (
         f"{len(differing)} curves do not fit the model, the first is {name!r}: "
@@ -97,16 +108,10 @@ def curve_problem(
     )
 
 
-def _bent(curves: Mapping[str, Sequence[float]]) -> str | None:
-    """Which curve falls, or grows faster with the rank: components count in falling order, and plans rely on it."""
-    for name, curve in sorted(curves.items()):
-        steps = [after - before for before, after in pairwise((0.0, *curve))]
-        slack = _ROUNDING * max(curve, default=0.0)
-        if any(step < 0 for step in steps):
-            return f"the curve of {name!r} falls, and a larger rank never contributes less"
-        if any(later > earlier + slack for earlier, later in pairwise(steps)):
-            return f"the curve of {name!r} is not concave: a later rank never contributes more than an earlier one"
-    return None
+def _is_concave(curve: Sequence[float]) -> bool:
+    """Whether no rank adds more than the one before, but for rounding in single precision."""
+    slack = _ROUNDING * curve[-1] if curve else 0.0
+    return all(after <= before + slack for before, after in pairwise(b - a for a, b in pairwise((0.0, *curve))))
 
 
 def _module(parameter: str) -> str:

@@ -5,16 +5,18 @@ another number of bits costs a load of the base. So a device keeps what it has u
 until the same other setting was better for some rounds in a row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
+from fedpipe_coordinator.runs import retrying
 from fedpipe_coordinator.runs.backoff import Backoff, as_large, eased
 from fedpipe_coordinator.runs.pace import at_present_pace
 from fedpipe_coordinator.runs.run_state import Member
 from fedpipe_coordinator.runs.steadying import HOLD, Steady, settle
 from fedpipe_profiles.costs.timing import device_rates
 from fedpipe_profiles.device import MIB, Bits, DeviceProfile
-from fedpipe_profiles.plan import NoPlan, Plan, TransferMeasurement
+from fedpipe_profiles.plan import NoPlan, Plan, StepMeasurement, TransferMeasurement
 from fedpipe_profiles.planning.options import FIDELITY
 from fedpipe_profiles.planning.planner import Draw, RoundPlan, plan_device, plan_round
 from fedpipe_profiles.planning.problem import DeviceProblem, JobProblem
@@ -34,6 +36,9 @@ class Recalled:
     steady: Steady
     backoff: Backoff
     memory_cap_bytes: int | None
+    measurements: tuple[StepMeasurement, ...]
+    transfers: tuple[TransferMeasurement, ...]
+    retry: retrying.Retry
     because: tuple[str, ...] = ()
 
 
@@ -65,9 +70,41 @@ def replan(
     plans, recalled = dict(made.plans), {name: device.recalled for name, device in devices.items()}
     for name, planned in made.plans.items():
         plan = _smaller(job, devices[name], planned, draw)
-        plans[name], steady = _kept(job, devices[name], plan, draw)
-        recalled[name] = replace(recalled[name], steady=steady)
-    return replace(made, plans=plans), recalled
+        plans[name], steady = _kept(job, devices[name], plan, draw, len(devices))
+        recalled[name] = replace(recalled[name], steady=steady, retry=retrying.planned(recalled[name].retry))
+    none = dict(made.none)
+    plan_it = partial(plan_device, job, round_=round_, deadline_s=made.deadline_s, draw=draw, kinds=len(devices))
+    for name, lacking in made.none.items():
+        again, recalled[name] = _retried(job, members[name], profiles[name], recalled[name], lacking, plan_it)
+        if again is not None:
+            plans[name] = again
+            del none[name]
+    return replace(made, plans=plans, none=none), recalled
+
+
+def _retried(
+    job: JobProblem,
+    member: Member,
+    profile: DeviceProfile,
+    recalled: Recalled,
+    lacking: NoPlan,
+    plan_it: Callable[[DeviceProblem], Plan | NoPlan],
+) -> tuple[Plan | None, Recalled]:
+    """A plan for a device that lacks time by what was measured, as if that had been stalls, if it is time to try."""
+    if lacking.bound not in ("time", "link"):
+        return None, recalled
+    waiting = replace(recalled, retry=retrying.waited(member.retry))
+    if not retrying.is_due(member.retry, trained=member.plan is not None):
+        return None, waiting
+    steps = retrying.as_unstalled(job.shape, member.measurements, device_rates(profile), job.task)
+    if steps == member.measurements and not member.transfers:
+        return None, waiting
+    device = _device(job, member.model_copy(update={"measurements": steps, "transfers": ()}), profile)
+    plan = plan_it(device.problem)
+    if isinstance(plan, NoPlan):
+        return None, waiting
+    because = (*device.recalled.because, "its slow rounds may have been stalls: it is tried again")
+    return plan, replace(device.recalled, retry=retrying.tried(member.retry), because=because)
 
 
 def _device(job: JobProblem, member: Member, profile: DeviceProfile) -> _Device:
@@ -89,7 +126,9 @@ def _device(job: JobProblem, member: Member, profile: DeviceProfile) -> _Device:
         memory_cap_bytes=cap,
         loaded_bits=_loaded_bits(member),
     )
-    recalled = Recalled(settled.steady, backoff, cap, tuple(because))
+    recalled = Recalled(
+        settled.steady, backoff, cap, member.measurements, member.transfers, member.retry, tuple(because)
+    )
     return _Device(problem, recalled, None if member.backoff.fresh else member.plan)
 
 
@@ -156,13 +195,13 @@ def _smaller(job: JobProblem, device: _Device, plan: Plan, draw: Draw) -> Plan:
 # --- keeping a setting ------------------------------------------------------------------------------------------
 
 
-def _kept(job: JobProblem, device: _Device, plan: Plan, draw: Draw) -> tuple[Plan, Steady]:
+def _kept(job: JobProblem, device: _Device, plan: Plan, draw: Draw, kinds: int = 1) -> tuple[Plan, Steady]:
     """The plan to use: `plan`, or one at the setting that the device had; and what to remember of the wish."""
     steady, had, wish = device.recalled.steady, device.had, (plan.bits, plan.batch_size)
     calm = steady.model_copy(update={"wish": None, "wished": 0})
     if had is None or wish == (had.bits, had.batch_size):
         return plan, calm
-    stay = _as_before(job, device.problem, had, plan, draw)
+    stay = _as_before(job, device.problem, had, plan, draw, kinds)
     if stay is None or as_large(device.recalled.backoff, stay):
         return plan, calm
     ours, other = _worth(job, stay), _worth(job, plan)
@@ -176,7 +215,7 @@ def _kept(job: JobProblem, device: _Device, plan: Plan, draw: Draw) -> tuple[Pla
     return stay, steady.model_copy(update={"wish": wish, "wished": wished})
 
 
-def _as_before(job: JobProblem, problem: DeviceProblem, had: Plan, plan: Plan, draw: Draw) -> Plan | None:
+def _as_before(job: JobProblem, problem: DeviceProblem, had: Plan, plan: Plan, draw: Draw, kinds: int) -> Plan | None:
     """A plan at the bits and batch of `had`; None if there is none, or if they are not allowed any more."""
     if had.bits not in problem.profile.supported_bits or had.batch_size not in job.batch_sizes:
         return None
@@ -187,6 +226,7 @@ def _as_before(job: JobProblem, problem: DeviceProblem, had: Plan, plan: Plan, d
         round_=plan.round,
         deadline_s=plan.deadline_s,
         draw=draw,
+        kinds=kinds,
     )
     return None if isinstance(made, NoPlan) else made
 

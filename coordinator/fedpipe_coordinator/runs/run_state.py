@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fedpipe_coordinator.config import Job
 from fedpipe_coordinator.runs.backoff import Backoff
+from fedpipe_coordinator.runs.retrying import Retry
 from fedpipe_coordinator.runs.steadying import Steady
 from fedpipe_profiles.contribution import Contribution
 from fedpipe_profiles.model import ModelShape
@@ -132,6 +133,7 @@ class Member(Value):
     memory_cap_bytes: int | None = None
     backoff: Backoff = Backoff()
     steady: Steady = Steady()
+    retry: Retry = Retry()
     replanned: str = Field(default="", description="how its plan of this round differs from the one before, and why")
     plan: Plan | None = None
     no_plan: NoPlan | None = None

@@ -80,15 +80,16 @@ def plan_device(
     round_: int,
     deadline_s: float,
     draw: Draw,
+    kinds: int = 1,
 ) -> Plan | NoPlan:
-    """Plan one device's round.
+    """Plan one device's round, as exactly as one of a fleet of so many unlike `kinds`.
 
     Raises:
         PlanningError: if `deadline_s` is not positive, or `draw` returns anything but r components below R.
     """
     _check_deadline(deadline_s)
     prepared = prepare(job, device)
-    verdict = _judge(job, prepared, deadline_s, effort(1))
+    verdict = _judge(job, prepared, deadline_s, effort(kinds))
     return _tell(job, device, verdict, round_=round_, deadline_s=deadline_s, draw=draw)
 
 

@@ -117,6 +117,8 @@ class JobProblem:
         known = {weight.name for weight in self.shape.weights}
         unknown = sorted(self.curves.keys() - known)
         smallest = min(self.rank_ladder, default=0)
+        used = [rank for rank in self.rank_ladder if rank <= self.global_rank]
+        widest = max((min(w.d_in, w.d_out) for w in self.shape.weights if w.name in self.curves), default=0)
         problems = {
             f"no rank of the ladder {list(self.rank_ladder)} is from 1 to the global rank "
             f"{self.global_rank}: add one": not 1 <= smallest <= self.global_rank,
@@ -125,28 +127,16 @@ class JobProblem:
             )
             < 1,
             f"examples per round is {self.examples_per_round}: at least 1 is needed": (self.examples_per_round < 1),
+            f"the ladder {list(self.rank_ladder)} has ranks above {widest}, the smaller width of the model's widest "
+            f"weight, which none can have: leave them out": bool(widest) and max(used, default=0) > widest,
             f"least share is {self.least_share}: give a number from 0 to 1": not 0 <= self.least_share <= 1,
             f"the model has no weight {', '.join(unknown[:3])}: score the contribution with this model": bool(unknown),
             "no weight has any contribution: every gradient was zero, check data and labels": not any(
                 value > 0 for curve in self.curves.values() for value in curve
             ),
-            **self._ladder_problems(smallest),
         }
         if any(problems.values()):
             raise PlanningError("; ".join(text for text, wrong in problems.items() if wrong))
-
-    def _ladder_problems(self, smallest: int) -> dict[str, bool]:
-        widest = max((min(weight.d_in, weight.d_out) for weight in self.shape.weights), default=0)
-        gained = any(_at(curve, smallest) > 0 for curve in self.curves.values())
-        return {
-            f"the ladder {list(self.rank_ladder)} begins at rank {smallest}, and no weight of the model has more than "
-            f"{widest}, the lesser of its two sides: lower adapter.rank_ladder": smallest > widest,
-            f"no weight contributes anything at rank {smallest}, where the ladder {list(self.rank_ladder)} begins": any(
-                curve and curve[-1] > 0 for curve in self.curves.values()
-            )
-            and smallest >= 1
-            and not gained,
-        }
 
     @cached_property
     def increments(self) -> Increments:
@@ -160,10 +150,15 @@ class JobProblem:
             for rank in ladder:
                 gain = _at(curve, rank) - _at(curve, below)
                 if gain <= 0:
-                    break
+                    continue
                 added = rank - below
                 rows.append((index, previous, added, added * (shape.d_in + shape.d_out), gain / total))
                 below, previous = rank, len(rows) - 1
+        if not rows:
+            raise PlanningError(
+                f"no rank of the ladder {ladder} gains anything on any weight, larger ones do: add a larger rank to "
+                "adapter.rank_ladder, or score the contribution again"
+            )
         weight, before, ranks, parameters, gains = zip(*rows, strict=True)
         return Increments(
             tuple(self.curves),

@@ -10,7 +10,6 @@ from typing import Literal
 
 from fedpipe_agent.trainer_protocol import OpenRequest
 from fedpipe_data.source import DatasetSource
-from fedpipe_profiles.costs.memory import context_bytes
 from fedpipe_profiles.device import MIB, DeviceProfile
 from fedpipe_profiles.plain_text import plain
 from fedpipe_profiles.plan import Plan
@@ -57,7 +56,7 @@ def _plan_refusal(setup: Setup, terms: JobTerms, plan: Plan) -> str | None:
     if plan.bits not in profile.supported_bits:
         return f"the plan asks for {plan.bits} bits, this device supports {list(profile.supported_bits)}"
     limit = profile.memory_limit_bytes()
-    context = setup.context_bytes or context_bytes(profile, ())
+    context = setup.context_bytes or 0  # not known after a restart: the trainer's own limit holds all the same
     if plan.predicted.peak_bytes + context > limit:
         return (
             f"the plan expects {plan.predicted.peak_bytes / MIB:.0f} MiB and a trainer holds {context / MIB:.0f} MiB "

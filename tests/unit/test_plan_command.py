@@ -147,8 +147,9 @@ def test_what_a_change_promises_is_what_a_plan_of_the_changed_device_gives(plan:
     assert given["progress"] == pytest.approx(promised["after"]["progress"], rel=0.01)
 
 
-def test_what_a_change_starts_from_is_what_the_heading_says(plan: Plan, small: Path) -> None:
-    found = answer(plan, small, "--device", "catalog:t4x3", "--device", "catalog:laptop", "--uplink", "2")
+def test_what_a_change_starts_from_is_what_the_heading_says(plan: Plan, tmp_path: Path) -> None:
+    path = job(tmp_path, model="meta-llama/Llama-3.1-8B")
+    found = answer(plan, path, "--device", "catalog:t4x3", "--device", "catalog:rtx-4090", "--uplink", "2")
     fleet = [each for each in found["what_if"] if each["device"] is None]
     assert len(fleet) == 3
     for each in fleet:

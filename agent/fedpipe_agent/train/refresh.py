@@ -7,6 +7,7 @@ account, the deadline or the memory, it is left out, and the reply says so.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from pydantic import ValidationError
 
 from fedpipe_agent.train.adapters import Factors
@@ -152,7 +153,7 @@ def not_measured(error: Exception) -> str:
     """What is said of a refresh that failed; of an unforeseen error its kind only, for its text may hold data."""
     if isinstance(error, MemoryExceededError) or is_out_of_memory(error):
         return f"{_NOT}out of memory"
-    if isinstance(error, ValidationError) or type(error).__name__ == "_LinAlgError":  # torch's own, which it hides
+    if isinstance(error, ValidationError | torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # not in its __all__
         return f"{_NOT}its gradients are no finite figures, or too large ones"
     return f"{_NOT}{error if isinstance(error, ModelError) else f'unexpected {type(error).__name__}'}"
 

@@ -56,7 +56,7 @@ def test_ranks_beyond_every_weight_are_refused() -> None:
 
 def test_one_agents_word_on_a_layer_decides_nothing_against_those_who_are_silent() -> None:
     silent = minilm()
-    block = BlockShape(norm="layer", activation="gelu", key_value_heads=12, head_size=32)
+    block = BlockShape.model_construct(key_value_heads=12, head_size=32, norm="layer", activation="gelu")
     known = silent.model_copy(update={"block": block})
     assert commonest_block([silent, silent, known]) is None
     assert commonest_block([silent, known]) is None

@@ -36,7 +36,7 @@ def test_patience_doubles() -> None:
     retry, gaps = tried(Retry()), []
     for _ in range(8):
         gap = 0
-        while not is_due(retry, trained=True):
+        while not is_due(retry, once=True):
             retry, gap = waited(retry), gap + 1
         gaps.append(gap)
         retry = tried(retry)

@@ -94,10 +94,10 @@ def _retried(
     if lacking.bound not in ("time", "link"):
         return None, recalled
     waiting = replace(recalled, retry=retrying.waited(member.retry))
-    if not retrying.is_due(member.retry, trained=member.plan is not None):
-        return None, waiting
     steps = retrying.as_unstalled(job.shape, member.measurements, device_rates(profile), job.task)
-    if steps == member.measurements and not member.transfers:
+    once = member.plan is not None and retrying.is_single(member.measurements, steps)
+    hopeless = steps == member.measurements and not member.transfers
+    if hopeless or not retrying.is_due(member.retry, once=once):
         return None, waiting
     device = _device(job, member.model_copy(update={"measurements": steps, "transfers": ()}), profile)
     plan = plan_it(device.problem)

@@ -1,9 +1,10 @@
 """Who got no plan for want of time gets one again now and then, as if its slow rounds had been stalls.
 
-Pure. Without a plan nothing new is measured, so one stall would leave a device out for ever. The first time it is tried
-at once, then after ever more rounds without a plan: a device that really is slow is asked ever more rarely.
+Pure. Without a plan nothing new is measured, so one stall would leave a device out for ever. A single slow round is
+tried anew at once, more of them after ever more rounds without a plan: who really is slow is asked ever more rarely.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import NonNegativeInt
@@ -42,9 +43,18 @@ def planned(before: Retry) -> Retry:
     return Retry() if calm >= FORGETTING * before.patience else Retry(patience=before.patience, calm=calm)
 
 
-def is_due(before: Retry, *, trained: bool) -> bool:
-    """Whether to try now, where there is no plan; `trained`: it once had one."""
-    return before.idle >= (before.patience or (0 if trained else FIRST_PATIENCE))
+def is_due(before: Retry, *, once: bool) -> bool:
+    """Whether to try now, where there is no plan; `once`: no steps but the newest stand in the way."""
+    return before.idle >= (before.patience or (0 if once else FIRST_PATIENCE))
+
+
+def is_single(measured: Sequence[StepMeasurement], unstalled: Sequence[StepMeasurement]) -> bool:
+    """Whether none but the newest steps were slow."""
+    if len(measured) < 2:  # noqa: PLR2004 - the newest, and one before
+        return True
+    last = measured[-1].step_s / unstalled[-1].step_s
+    former = measured[-2].step_s / unstalled[-2].step_s
+    return former <= max(SLOWER, last / SLOWER**2)
 
 
 def tried(before: Retry) -> Retry:

@@ -170,4 +170,5 @@ def test_a_log_does_not_grow_without_bound(broker: ManagedBroker) -> None:
     broker.stop()
     assert broker.log.stat().st_size < 100_000
     assert b"Client one disconnected" in broker.log.read_bytes()
-    assert broker.log.with_name("mosquitto.log.1").stat().st_size == 1 << 20
+    kept = broker.log.with_name("mosquitto.log.1").stat().st_size
+    assert 1 << 20 <= kept < (1 << 20) + 10_000  # the broker may write a line while the log is trimmed

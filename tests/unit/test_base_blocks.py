@@ -32,9 +32,15 @@ def agreed(drive: Drive) -> BlockShape | None:
 
 
 def test_agents_that_know_and_that_do_not_know_their_layers_work_together() -> None:
-    drive = surveyed(a=None, b=TRUE, c=None)
+    drive = surveyed(a=None, b=TRUE, c=TRUE)
     assert all(drive.asked(agent, ScoreTask) for agent in "abc")
     assert agreed(drive) == TRUE
+
+
+def test_one_agents_word_alone_is_not_planned_with() -> None:
+    drive = surveyed(a=None, b=TRUE, c=None)
+    assert all(drive.asked(agent, ScoreTask) for agent in "abc")
+    assert agreed(drive) is None
 
 
 def test_what_most_say_is_planned_with() -> None:

@@ -50,8 +50,8 @@ def test_a_ladder_whose_lowest_rank_gains_nothing_begins_higher() -> None:
 
 
 def test_ranks_beyond_every_weight_are_refused() -> None:
-    with pytest.raises(PlanningError, match=r"ladder \[4, 100000\] has ranks above 384"):
-        replace(JOB, rank_ladder=(4, 100_000), global_rank=100_000)
+    with pytest.raises(PlanningError, match=r"ladder \[100000\] begins above 384"):
+        replace(JOB, rank_ladder=(100_000,), global_rank=100_000)
 
 
 def test_one_agents_word_on_a_layer_decides_nothing_against_those_who_are_silent() -> None:

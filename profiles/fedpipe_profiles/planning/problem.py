@@ -127,8 +127,8 @@ class JobProblem:
             )
             < 1,
             f"examples per round is {self.examples_per_round}: at least 1 is needed": (self.examples_per_round < 1),
-            f"the ladder {list(self.rank_ladder)} has ranks above {widest}, the smaller width of the model's widest "
-            f"weight, which none can have: leave them out": bool(widest) and max(used, default=0) > widest,
+            f"the ladder {list(self.rank_ladder)} begins above {widest}, the smaller width of the model's widest "
+            f"weight, and none can have a larger rank: lower it": bool(widest) and min(used, default=0) > widest,
             f"least share is {self.least_share}: give a number from 0 to 1": not 0 <= self.least_share <= 1,
             f"the model has no weight {', '.join(unknown[:3])}: score the contribution with this model": bool(unknown),
             "no weight has any contribution: every gradient was zero, check data and labels": not any(
